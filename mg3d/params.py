@@ -254,6 +254,13 @@ class Downstream(Section):
     ct_rate_retrieval: CtRateRetrieval = CtRateRetrieval()
     ctrg_report: CtrgReport = CtrgReport()
 
+    def task(self, name: str) -> Finetune:
+        """Section of one downstream task. Raises ValueError listing the known names."""
+        known = list(type(self).model_fields)
+        if name not in known:
+            raise ValueError(f"unknown downstream task {name!r}: choose from {', '.join(known)}")
+        return getattr(self, name)
+
 
 class Register(Section):
     """Registered model in MLflow."""
@@ -293,7 +300,9 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
     """Keys that the section at ``location`` (without its last part) accepts."""
     section: type[BaseModel] = Params
     for part in location[:-1]:
-        found = {field.alias or name: field.annotation for name, field in section.model_fields.items()}
+        found = {
+            field.alias or name: field.annotation for name, field in section.model_fields.items()
+        }
         annotation = found.get(str(part))
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
@@ -320,7 +329,9 @@ def load_params(path: Path = paths.PARAMS) -> Params:
         for problem in error.errors():
             key = ".".join(map(str, problem["loc"]))
             if problem["type"] == "extra_forbidden":
-                near = difflib.get_close_matches(str(problem["loc"][-1]), _known_keys(problem["loc"]), 1)
+                near = difflib.get_close_matches(
+                    str(problem["loc"][-1]), _known_keys(problem["loc"]), 1
+                )
                 remedy = f"did you mean {near[0]}?" if near else "remove it"
                 lines.append(f"{key}: unknown key; {remedy}")
             elif problem["type"] == "missing":

@@ -1,0 +1,44 @@
+# Two commands do everything: `make demo` and `make test`. The rest are doors and habits.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+PYTEST_ARGS ?=
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PREFECT_HOME ?= $(CURDIR)/runs/prefect
+export OMP_NUM_THREADS ?= 1
+export PYTHONUNBUFFERED = 1
+
+.PHONY: demo test lint mlflow-ui prefect-ui clean
+
+demo: .venv/installed data
+	python -m flows.pipeline
+
+test: .venv/installed
+	python -m pytest $(PYTEST_ARGS)
+
+lint: .venv/installed
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	hadolint docker/Dockerfile
+
+# torch is named first and exactly: with a range, pip may choose a CUDA build of several GB
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	pip install --quiet --constraint constraints.txt $(shell grep '^torch==' constraints.txt)
+	pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	touch $@
+
+# Laid out once, then checked against data.dvc. Yours, if you put your own data here.
+data: | .venv/installed
+	mg3d write_cohort
+	dvc status data.dvc
+
+mlflow-ui: .venv/installed
+	mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db
+
+prefect-ui: .venv/installed
+	prefect server start --host 127.0.0.1
+
+clean:
+	rm -rf runs prepared

@@ -1,0 +1,223 @@
+"""One command per verb: parse, call, print. A verb is a function, a params section and, for data, a DVC stage.
+
+Imports happen inside the commands so that ``mg3d --help`` is instant. Mistakes of the user end with
+one line on stderr and exit code 2; a traceback is a bug of ours.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mg3d import paths
+from mg3d.params import load_params, save_params
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Source = Annotated[Path, typer.Argument(help="The verb's one input.")]
+Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
+ParamsFile = Annotated[Path, typer.Option("--params", help="A complete params file.")]
+
+DEFAULT_MODEL = "models:/mg3d-encoder@candidate"
+
+
+@app.command("write_cohort")
+def write_cohort(out: Out = paths.DATA, params: ParamsFile = paths.PARAMS) -> None:
+    """Lay out the embedded cohort: DICOM export, reports and downstream data sets."""
+    from mg3d.phantom.cohort import write_cohort as run
+
+    run(out, load_params(params).write_cohort)
+
+
+@app.command("convert_dicom")
+def convert_dicom(
+    source: Source = paths.DICOM,
+    out: Out = paths.stage_folder("convert_dicom"),
+    params: ParamsFile = paths.PARAMS,
+) -> None:
+    """DICOM series -> NIfTI in HU, RAS, true spacing."""
+    from mg3d.data.dicom import convert_dicom as run
+
+    _print_summary(run(source, out, load_params(params).convert_dicom).summary())
+
+
+@app.command("clean_reports")
+def clean_reports(
+    source: Source = paths.REPORTS,
+    out: Out = paths.stage_folder("clean_reports"),
+    params: ParamsFile = paths.PARAMS,
+) -> None:
+    """Report export -> de-identified findings and impression."""
+    from mg3d.data.reports import clean_reports as run
+
+    _print_summary(run(source, out, load_params(params).clean_reports).summary())
+
+
+@app.command("segment_sentences")
+def segment_sentences(
+    source: Source = paths.stage_folder("clean_reports"),
+    out: Out = paths.stage_folder("segment_sentences"),
+    params: ParamsFile = paths.PARAMS,
+) -> None:
+    """Reports -> ordered sentences with stable ids."""
+    from mg3d.data.sentences import segment_sentences as run
+
+    _print_summary(run(source, out, load_params(params).segment_sentences).summary())
+
+
+@app.command("pack_volumes")
+def pack_volumes(
+    source: Source = paths.stage_folder("convert_dicom"),
+    out: Out = paths.stage_folder("pack_volumes"),
+    params: ParamsFile = paths.PARAMS,
+) -> None:
+    """NIfTI -> the volume contract, packed for fast reading."""
+    from mg3d.data.volumes import pack_volumes as run
+
+    tree = load_params(params)
+    _print_summary(run(source, out, tree.pack_volumes, tree.contract).summary())
+
+
+@app.command("build_manifest")
+def build_manifest(
+    source: Source = paths.PREPARED,
+    out: Out = paths.stage_folder("build_manifest"),
+    params: ParamsFile = paths.PARAMS,
+) -> None:
+    """Join volumes and reports, one row per study; split by patient."""
+    from mg3d.data.manifest import build_manifest as run
+
+    _print_summary(run(source, out, load_params(params).build_manifest).summary())
+
+
+@app.command("pretrain")
+def pretrain(
+    source: Source = paths.PREPARED, out: Out = paths.RUNS, params: ParamsFile = paths.PARAMS
+) -> None:
+    """Pre-train on pretrain.num_ranks ranks; resumes; prints the checkpoint folder last."""
+    from mg3d import launch, tracking
+    from mg3d.fingerprint import pretrain_fingerprint
+    from mg3d.training.pretrain import pretrain as run
+
+    tree = load_params(params)
+    sections = (tree.contract, tree.model, tree.objective, tree.pretrain)
+    folder = out / f"pretrain-{pretrain_fingerprint(source, *sections).digest}"
+    if launch.is_rank():
+        on_metrics = tracking.attach(folder).on_metrics if launch.is_rank_zero() else _ignore
+        run(source, folder, *sections, on_metrics=on_metrics)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    save_params(tree, folder / paths.RUN_PARAMS)
+    with tracking.track(folder, "pretrain", tree) as tracked:
+        command = ["pretrain", str(source), "--out", str(out), "--params"]
+        launch.torchrun(
+            [*command, str(folder / paths.RUN_PARAMS)],
+            tree.pretrain.num_ranks,
+            tree.pretrain.num_threads_per_rank,
+        )
+        tracked.log_folder(folder / paths.FIGURES)
+    from mg3d.training.checkpoint import latest
+
+    print(latest(folder / paths.CHECKPOINTS))
+
+
+@app.command("evaluate")
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    task: Annotated[str, typer.Option("--task", help="A name under `downstream` in params.")],
+    out: Out,
+    params: ParamsFile = paths.PARAMS,
+) -> None:
+    """One downstream task: predictions, then scores, then figures; prints the result file last."""
+    from mg3d import tracking
+    from mg3d.finetuning.task import evaluate as run
+
+    tree = load_params(params)
+    section = tree.downstream.task(task)
+    save_params(tree, out / paths.RUN_PARAMS)
+    with tracking.track(out, task, tree, parent=checkpoint.parent.parent) as tracked:
+        result = run(task, checkpoint, paths.task_data(task), out, section, tracked.on_metrics)
+        tracked.log_result(result)
+        tracked.log_folder(out / paths.FIGURES)
+    print(out / paths.RESULT)
+
+
+@app.command("register")
+def register(
+    run: Annotated[Path, typer.Argument(help="A pre-training run's folder.")],
+    params: ParamsFile = paths.PARAMS,
+) -> None:
+    """The run's encoder becomes a version of a registered model, under an alias."""
+    from mg3d import tracking
+
+    print(tracking.register(run, load_params(params).register_))
+
+
+@app.command("show")
+def show(model: Annotated[str, typer.Argument()] = DEFAULT_MODEL) -> None:
+    """Look a model up in the registry: version, contract, lineage."""
+    from mg3d import tracking
+
+    print(json.dumps(tracking.describe(model), indent=2))
+
+
+@app.command("embed")
+def embed(
+    source: Source,
+    out: Out,
+    model: Annotated[str, typer.Option("--model", help="A registered model.")] = DEFAULT_MODEL,
+    params: ParamsFile = paths.PARAMS,
+) -> None:
+    """Embed every study of a DICOM folder with a registered encoder -> one Parquet file."""
+    from mg3d import tracking
+    from mg3d.embed import embed as run
+
+    tree = load_params(params)
+    ledger = run(source, out, tracking.load_registered(model), tree.convert_dicom)
+    _print_summary(ledger.summary())
+
+
+@app.command("ledger")
+def ledger(source: Source = paths.PREPARED) -> None:
+    """What every stage used and what it quarantined, with reasons."""
+    from mg3d.ledger import read_summaries
+
+    for summary in read_summaries(source):
+        _print_summary(summary)
+
+
+@app.command("table")
+def table(run: Annotated[Path, typer.Argument(help="A pre-training run's folder.")]) -> None:
+    """Results of all downstream tasks of a run, beside their null baselines."""
+    from mg3d.table import table as render
+
+    print(render(run))
+
+
+def _print_summary(summary: dict[str, object]) -> None:
+    reasons = summary["reasons"]
+    assert isinstance(reasons, dict)
+    line = "{stage}: {inputs} {unit} in = {used} used + {quarantined} quarantined".format(**summary)
+    print(line + "".join(f"\n    {count:5d} {reason}" for reason, count in reasons.items()))
+
+
+def _ignore(step: int, metrics: dict[str, float]) -> None:
+    """Metrics of ranks other than 0 go nowhere."""
+
+
+def main() -> None:
+    """Console entry point; exit code 2 and one message for a user's mistake."""
+    try:
+        app()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("MG3D_DEBUG"):
+            raise
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

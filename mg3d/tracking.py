@@ -1,0 +1,249 @@
+"""The record: the only file that talks to MLflow (``registered_encoder.py`` is what it stores).
+
+A run is created once, by the process that a person or a flow started; its id lies in the run's folder,
+so ranks, retries and resumes continue the same run. The store is a database from day one: sqlite
+under ``runs/`` unless ``MLFLOW_TRACKING_URI`` names a server.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from mg3d import paths
+from mg3d.params import Params, Register, VolumeContract
+from mg3d.registered_encoder import RegisteredEncoder
+
+EXPERIMENT = "mg3d"
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """An open MLflow run. All calls batch into one request each."""
+
+    client: MlflowClient
+    run_id: str
+
+    def on_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Record metrics of one step; keys read ``luna16/test/auroc``."""
+        now = int(time.time() * 1000)
+        entries = [Metric(key, float(value), now, step) for key, value in metrics.items()]
+        self.client.log_batch(self.run_id, metrics=entries)
+
+    def log_folder(self, folder: Path) -> None:
+        """Store a folder of figures or tables under its own name, if it exists."""
+        if folder.is_dir():
+            self.client.log_artifacts(self.run_id, str(folder), folder.name)
+
+    def log_result(self, result: dict[str, Any]) -> None:
+        """Store a downstream result: the file, and its headline with interval and nulls as metrics."""
+        self.client.log_dict(self.run_id, result, paths.RESULT)
+        headline, task = result["headline"], result["task"]
+        low, high = headline["interval"] or (None, None)
+        values = {
+            headline["name"]: headline["value"],
+            f"{headline['name']}_low": low,
+            f"{headline['name']}_high": high,
+            **{f"null_{name}": value for name, value in headline["null"].items()},
+        }
+        metrics = {
+            f"{task}/test/{key}": value for key, value in values.items() if value is not None
+        }
+        self.on_metrics(0, metrics)
+
+
+def client() -> MlflowClient:
+    """Client of the configured store; creates the experiment on first use."""
+    paths.RUNS.mkdir(exist_ok=True)
+    default = f"sqlite:///{(paths.RUNS / 'mlflow.db').resolve()}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI", default)
+    mlflow.set_tracking_uri(uri)
+    opened = MlflowClient(uri)
+    if opened.get_experiment_by_name(EXPERIMENT) is None:
+        local = (paths.RUNS / "artifacts").resolve().as_uri() if uri == default else None
+        try:
+            opened.create_experiment(EXPERIMENT, artifact_location=local)
+        except MlflowException:  # another process was first
+            if opened.get_experiment_by_name(EXPERIMENT) is None:
+                raise
+    mlflow.set_experiment(EXPERIMENT)
+    return opened
+
+
+def attach(folder: Path) -> Tracked:
+    """The run whose id lies in ``folder`` (for rank 0 of a run that the launcher created)."""
+    return Tracked(client(), (folder / paths.MLFLOW_RUN_ID).read_text().strip())
+
+
+@contextmanager
+def track(folder: Path, name: str, params: Params, parent: Path | None = None) -> Iterator[Tracked]:
+    """Open the MLflow run of a run's folder, creating it once; close it as finished or failed.
+
+    ``parent``: folder of the run this one is a child of, if that run was tracked.
+    """
+    store = client()
+    id_file = folder / paths.MLFLOW_RUN_ID
+    if id_file.exists():
+        tracked = Tracked(store, id_file.read_text().strip())
+        store.update_run(tracked.run_id, status="RUNNING")
+    else:
+        experiment = store.get_experiment_by_name(EXPERIMENT)
+        assert experiment is not None
+        tags = {"git_commit": git_commit(), "dvc_lock_sha256": _sha256(paths.DVC_LOCK)}
+        if parent is not None and (parent / paths.MLFLOW_RUN_ID).exists():
+            tags["mlflow.parentRunId"] = (parent / paths.MLFLOW_RUN_ID).read_text().strip()
+        run = store.create_run(experiment.experiment_id, run_name=name, tags=tags)
+        tracked = Tracked(store, run.info.run_id)
+        flat = _flatten(params.model_dump(mode="json", by_alias=True))
+        store.log_batch(tracked.run_id, params=[Param(k, str(v)) for k, v in flat.items()])
+        with paths.atomic_write(id_file) as temporary:
+            temporary.write_text(tracked.run_id + "\n")
+    if (folder / paths.RUN_PARAMS).exists():
+        store.log_artifact(tracked.run_id, str(folder / paths.RUN_PARAMS))
+    try:
+        yield tracked
+    except BaseException:
+        store.set_terminated(tracked.run_id, "FAILED")
+        raise
+    store.set_terminated(tracked.run_id, "FINISHED")
+
+
+def register(run: Path, params: Register) -> str:
+    """Make the final encoder of a pre-training run a version of a registered model; return its URI.
+
+    The version carries signature, contract, git commit and ``dvc.lock`` hash. The same checkpoint is
+    registered once; the alias moves to it either way. Raises ValueError if the run has no checkpoint.
+    """
+    from mg3d.training.checkpoint import latest, load_model
+
+    checkpoint = latest(run / paths.CHECKPOINTS)
+    if checkpoint is None:
+        raise ValueError(f"no checkpoint under {run}: run `mg3d pretrain` to its end first")
+    store = client()
+    digest = _sha256(checkpoint / paths.WEIGHTS)
+    for known in _versions(store, params.name):
+        if known.tags.get("checkpoint_sha256") == digest:
+            store.set_registered_model_alias(params.name, params.alias, known.version)
+            return f"models:/{params.name}/{known.version}"
+
+    contract = load_model(checkpoint).contract
+    tags = {
+        "checkpoint_sha256": digest,
+        "contract": contract.digest(),
+        "git_commit": git_commit(),
+        "dvc_lock_sha256": _sha256(paths.DVC_LOCK),
+    }
+    shape = (-1, 1, *contract.shape_voxels)
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(_float32(), shape, "volume")]),
+        outputs=Schema([TensorSpec(_float32(), (-1, -1))]),
+    )
+    pretraining = attach(run).run_id
+    with mlflow.start_run(run_id=pretraining):
+        logged = mlflow.pyfunc.log_model(
+            name="encoder",
+            python_model=str(Path(__file__).with_name("registered_encoder.py")),
+            artifacts={"checkpoint": str(checkpoint)},
+            signature=signature,
+            metadata=tags,
+            pip_requirements=[f"mg3d=={importlib.metadata.version('mg3d')}"],
+        )
+    try:
+        store.create_registered_model(params.name)
+    except MlflowException:  # it exists
+        store.get_registered_model(params.name)
+    version = store.create_model_version(
+        params.name, logged.model_uri, run_id=pretraining, tags=tags, model_id=logged.model_id
+    )
+    store.set_registered_model_alias(params.name, params.alias, version.version)
+    return f"models:/{params.name}/{version.version}"
+
+
+def load_registered(uri: str) -> RegisteredEncoder:
+    """The encoder behind ``models:/name@alias`` or ``models:/name/version``.
+
+    Raises ValueError, naming the remedy, if the registry has no such model.
+    """
+    _find(client(), uri)
+    model = mlflow.pyfunc.load_model(uri).unwrap_python_model()
+    assert isinstance(model, RegisteredEncoder)
+    return model
+
+
+def describe(uri: str) -> dict[str, Any]:
+    """What the registry knows of a model version: source run, contract, commit, metrics."""
+    store = client()
+    version = _find(store, uri)
+    run = store.get_run(version.run_id)
+    return {
+        "model": f"models:/{version.name}/{version.version}",
+        "aliases": list(version.aliases),
+        "run_id": version.run_id,
+        **version.tags,
+        "metrics": {key: round(value, 4) for key, value in sorted(run.data.metrics.items())},
+    }
+
+
+def git_commit() -> str:
+    """HEAD, with ``+changes`` if the tree is dirty; ``unknown`` outside a checkout."""
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        return "unknown"
+    changes = subprocess.run(
+        ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True
+    ).stdout
+    return head.stdout.strip() + ("+changes" if changes.strip() else "")
+
+
+def _find(store: MlflowClient, uri: str) -> Any:
+    name, separator, alias = uri.removeprefix("models:/").partition("@")
+    try:
+        if separator:
+            return store.get_model_version_by_alias(name, alias)
+        name, _, version = name.partition("/")
+        return store.get_model_version(name, version)
+    except MlflowException as error:
+        known = ", ".join(model.name for model in store.search_registered_models()) or "none"
+        raise ValueError(
+            f"no registered model {uri}: the registry knows {known}; "
+            "run `make demo` or `mg3d register RUN`"
+        ) from error
+
+
+def _versions(store: MlflowClient, name: str) -> list[Any]:
+    return list(store.search_model_versions(f"name='{name}'"))
+
+
+def _float32() -> Any:
+    import numpy as np
+
+    return np.dtype(np.float32)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "absent"
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
