@@ -1,4 +1,6 @@
-"""One command per verb: parse, call, print. A verb is a function, a params section and, for data, a DVC stage.
+"""One command per verb: parse, call, print.
+
+A verb is a function, a params section and, for data, a DVC stage.
 
 Imports happen inside the commands so that ``mg3d --help`` is instant. Mistakes of the user end with
 one line on stderr and exit code 2; a traceback is a bug of ours.

@@ -1,4 +1,4 @@
-"""`mg3d embed`: DICOM folder -> one embedding per study, by the same stages that training data went through."""
+"""`mg3d embed`: DICOM folder -> one embedding per study, by the stages of the training data."""
 
 import tempfile
 from pathlib import Path

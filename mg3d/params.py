@@ -204,9 +204,10 @@ class Pretrain(Section):
     @model_validator(mode="after")
     def _check(self) -> "Pretrain":
         if self.batch_size % self.num_ranks:
+            nearest = self.num_ranks * max(1, self.batch_size // self.num_ranks)
             raise ValueError(
                 f"batch_size {self.batch_size} is shared by num_ranks {self.num_ranks} ranks: "
-                f"make it a multiple, e.g. {self.num_ranks * max(1, self.batch_size // self.num_ranks)}"
+                f"make it a multiple, e.g. {nearest}"
             )
         return self
 

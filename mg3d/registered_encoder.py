@@ -1,8 +1,8 @@
-"""What the registry stores: this file as MLflow's model-from-code, beside a checkpoint in safetensors.
+"""What the registry stores: this file, as a model from code, beside weights in safetensors.
 
 No pickle: MLflow runs this file, which reads the checkpoint. Input ``volume`` float32
-[B, 1, D, H, W] in [0, 1], made by the contract; output float32 [B, C], the mean over the un-normalised
-last map of the encoder (spec/model section 9).
+[B, 1, D, H, W] in [0, 1], made by the contract; output float32 [B, C], the mean over the
+un-normalised last map of the encoder (spec/model section 9).
 """
 
 from pathlib import Path
@@ -44,7 +44,7 @@ class RegisteredEncoder(PythonModel):
                 f"volume has shape {volume.shape}; the model's contract wants "
                 f"(B, 1, {', '.join(map(str, self.contract.shape_voxels))}): use `mg3d embed`"
             )
-        if not (0.0 <= float(volume.min()) and float(volume.max()) <= 1.0):
+        if float(volume.min()) < 0.0 or float(volume.max()) > 1.0:
             raise ValueError(
                 f"volume has values {volume.min():.1f} to {volume.max():.1f}, not [0, 1]: "
                 f"apply the contract's window {self.contract.window_hu}"

@@ -1,13 +1,12 @@
 """The record: the only file that talks to MLflow (``registered_encoder.py`` is what it stores).
 
-A run is created once, by the process that a person or a flow started; its id lies in the run's folder,
-so ranks, retries and resumes continue the same run. The store is a database from day one: sqlite
-under ``runs/`` unless ``MLFLOW_TRACKING_URI`` names a server.
+A run is created once, by the process that a person or a flow started; its id lies in the run's
+folder, so ranks, retries and resumes continue the same run. The store is a database from day one:
+sqlite under ``runs/`` unless ``MLFLOW_TRACKING_URI`` names a server.
 """
 
 import hashlib
 import importlib.metadata
-import json
 import os
 import subprocess
 import time
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
@@ -26,7 +24,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from mg3d import paths
-from mg3d.params import Params, Register, VolumeContract
+from mg3d.params import Params, Register
 from mg3d.registered_encoder import RegisteredEncoder
 
 EXPERIMENT = "mg3d"
@@ -51,7 +49,7 @@ class Tracked:
             self.client.log_artifacts(self.run_id, str(folder), folder.name)
 
     def log_result(self, result: dict[str, Any]) -> None:
-        """Store a downstream result: the file, and its headline with interval and nulls as metrics."""
+        """Store a downstream result: the file; headline, interval and nulls as metrics."""
         self.client.log_dict(self.run_id, result, paths.RESULT)
         headline, task = result["headline"], result["task"]
         low, high = headline["interval"] or (None, None)
@@ -124,10 +122,11 @@ def track(folder: Path, name: str, params: Params, parent: Path | None = None) -
 
 
 def register(run: Path, params: Register) -> str:
-    """Make the final encoder of a pre-training run a version of a registered model; return its URI.
+    """Make a pre-training run's final encoder a version of a registered model; return its URI.
 
-    The version carries signature, contract, git commit and ``dvc.lock`` hash. The same checkpoint is
-    registered once; the alias moves to it either way. Raises ValueError if the run has no checkpoint.
+    The version carries signature, contract, git commit and ``dvc.lock`` hash. The same checkpoint
+    is registered once; the alias moves to it either way. Raises ValueError if the run has no
+    checkpoint.
     """
     from mg3d.training.checkpoint import latest, load_model
 
@@ -180,9 +179,8 @@ def load_registered(uri: str) -> RegisteredEncoder:
     Raises ValueError, naming the remedy, if the registry has no such model.
     """
     _find(client(), uri)
-    model = mlflow.pyfunc.load_model(uri).unwrap_python_model()
-    assert isinstance(model, RegisteredEncoder)
-    return model
+    loaded: RegisteredEncoder = mlflow.pyfunc.load_model(uri).unwrap_python_model()
+    return loaded
 
 
 def describe(uri: str) -> dict[str, Any]:
