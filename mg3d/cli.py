@@ -100,11 +100,11 @@ def pretrain(
     source: Source = paths.PREPARED, out: Out = paths.RUNS, params: ParamsFile = paths.PARAMS
 ) -> None:
     """Pre-train on pretrain.num_ranks ranks; resumes; prints the checkpoint folder last."""
+    tree = load_params(params)
     from mg3d import launch, tracking
     from mg3d.fingerprint import pretrain_fingerprint
     from mg3d.training.pretrain import pretrain as run
 
-    tree = load_params(params)
     sections = (tree.contract, tree.model, tree.objective, tree.pretrain)
     folder = out / f"pretrain-{pretrain_fingerprint(source, *sections).digest}"
     if launch.is_rank():
@@ -134,11 +134,11 @@ def evaluate(
     params: ParamsFile = paths.PARAMS,
 ) -> None:
     """One downstream task: predictions, then scores, then figures; prints the result file last."""
+    tree = load_params(params)
+    section = tree.downstream.task(task)
     from mg3d import tracking
     from mg3d.finetuning.task import evaluate as run
 
-    tree = load_params(params)
-    section = tree.downstream.task(task)
     save_params(tree, out / paths.RUN_PARAMS)
     with tracking.track(out, task, tree, parent=checkpoint.parent.parent) as tracked:
         result = run(task, checkpoint, paths.task_data(task), out, section, tracked.on_metrics)

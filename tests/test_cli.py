@@ -1,0 +1,56 @@
+"""The edge: mistakes end with one line naming key and remedy, before anything runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mg3d import paths
+
+PARAMS = Path(__file__).parents[1] / paths.PARAMS
+
+
+def mg3d(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mg3d.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
+def test_without_data_it_says_what_to_do(tmp_path: Path) -> None:
+    ended = mg3d("convert_dicom", "--params", str(PARAMS), cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "make demo" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("num_steps: 150", "num_step: 150", "did you mean num_steps?"),
+        ("batch_size: 16", "batch_size: 15", "make it a multiple, e.g. 14"),
+        ("learning_rate: 0.001", "learning_rate: -1", "pretrain.learning_rate"),
+    ],
+)
+def test_a_wrong_param_fails_before_anything_runs(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    text = PARAMS.read_text()
+    head, section = text.split("\npretrain:", 1)
+    (tmp_path / "params.yaml").write_text(head + "\npretrain:" + section.replace(old, new, 1))
+    ended = mg3d("pretrain", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert message in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_unknown_task_lists_the_known_ones(tmp_path: Path) -> None:
+    arguments = ("evaluate", "checkpoint", "--task", "luna", "--out", "out")
+    ended = mg3d(*arguments, "--params", str(PARAMS), cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "stoic2021" in ended.stderr
+
+
+def test_ledger_without_stages_says_what_to_run(tmp_path: Path) -> None:
+    ended = mg3d("ledger", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "dvc repro" in ended.stderr
