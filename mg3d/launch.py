@@ -1,0 +1,200 @@
+"""Run a command in its own process group: stream its lines, end it whole, fail with its last ones.
+
+GPU work, DVC and everything a flow starts is a child process (design section 4). A child that
+outlives its parent keeps a GPU and a lock, so whatever ends :func:`run` (an error, Ctrl-C, SIGTERM,
+a cancelled flow) ends the child and all its descendants too.
+"""
+
+import os
+import queue
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import IO, Any
+
+import psutil
+
+NUM_LAST_LINES = 20
+GRACE_S = 15.0
+
+_live: set[subprocess.Popen[str]] = set()
+
+
+class CommandError(RuntimeError):
+    """A command ended with a ``code`` other than 0 (negative: a signal); its last lines."""
+
+    def __init__(self, command: Sequence[str], code: int, lines: Sequence[str]) -> None:
+        self.code = code
+        how = f"exited with code {code}" if code > 0 else f"was ended by {signal.strsignal(-code)}"
+        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        last = "".join(f"\n  | {line}" for line in lines)
+        super().__init__(f"`{shlex.join(command)}` {how}{hint}; its last lines:{last}")
+
+
+def show(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)
+
+
+def run(
+    command: Sequence[str],
+    on_line: Callable[[str], None] = show,
+    env: dict[str, str] | None = None,
+    grace_s: float = GRACE_S,
+) -> str:
+    """Run ``command`` and return the last line, blank ones aside, of its standard output.
+
+    ``on_line`` gets every line of both streams as it comes, in the calling thread; ``env`` is added
+    to the environment. Raises CommandError for an exit code other than 0. Any exception (one of
+    ``on_line`` too), KeyboardInterrupt or SIGTERM ends the child with its descendants: SIGTERM, and
+    SIGKILL to what is left after ``grace_s``.
+    """
+    last: deque[str] = deque(maxlen=NUM_LAST_LINES)
+    answer = ""
+    with _sigterm_raises():
+        process = subprocess.Popen(
+            command,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"} | (env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+        _live.add(process)
+        try:
+            for line, is_stdout in _lines(process):
+                on_line(line)
+                if line.strip():
+                    last.append(line)
+                    answer = line if is_stdout else answer
+            process.wait()
+        finally:
+            _end(process, grace_s)
+            _live.discard(process)
+    if process.returncode:
+        raise CommandError(command, process.returncode, last)
+    return answer
+
+
+def torchrun(
+    module_args: Sequence[str],
+    num_ranks: int,
+    num_threads_per_rank: int,
+    on_line: Callable[[str], None] = show,
+) -> str:
+    """:func:`run` of ``mg3d <module_args>`` as ``num_ranks`` ranks on this machine."""
+    elastic = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    command = [sys.executable, "-m", *elastic, "-m", "mg3d.cli", *module_args]
+    return run(command, on_line, env={"OMP_NUM_THREADS": str(num_threads_per_rank)})
+
+
+def is_rank() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is rank 0, or no rank at all."""
+    return not is_rank() or os.environ["RANK"] == "0"
+
+
+@contextmanager
+def ended_together(grace_s: float = GRACE_S) -> Iterator[None]:
+    """If an exception leaves the block, end the commands that other threads are still running.
+
+    A signal raises in the main thread only; a pool waits for its threads before that exception
+    goes on, and they wait for their commands.
+    """
+    with _sigterm_raises():
+        try:
+            yield
+        except BaseException:
+            for process in list(_live):
+                _end(process, grace_s)
+            raise
+
+
+def _lines(process: subprocess.Popen[str]) -> Iterator[tuple[str, bool]]:
+    """(line, whether from stdout) of both streams as they come, until both are closed."""
+    lines: queue.SimpleQueue[tuple[str | None, bool]] = queue.SimpleQueue()
+
+    def read(stream: IO[str], is_stdout: bool) -> None:
+        with stream:
+            for line in stream:  # universal newlines: a progress bar's carriage return ends one too
+                lines.put((line.rstrip("\n"), is_stdout))
+        lines.put((None, is_stdout))
+
+    assert process.stdout is not None
+    assert process.stderr is not None
+    for stream in (process.stdout, process.stderr):
+        threading.Thread(target=read, args=(stream, stream is process.stdout), daemon=True).start()
+    num_open = 2
+    while num_open:
+        try:
+            line, is_stdout = lines.get(timeout=1.0)
+        except queue.Empty:
+            if process.poll() is not None:
+                return  # something it left behind holds the pipe; run() ends that
+            continue
+        if line is None:
+            num_open -= 1
+        else:
+            yield line, is_stdout
+
+
+def _end(process: subprocess.Popen[str], grace_s: float) -> None:
+    """SIGTERM to the group; what ignores it, or leads another one (torchrun's ranks), is killed."""
+    family: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
+    _signal_group(process, signal.SIGTERM)
+    deadline = time.monotonic() + grace_s
+    try:
+        while process.poll() is None or any(map(_is_alive, family)):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+    finally:  # a second Ctrl-C ends the patience, not the clean-up
+        for member in filter(_is_alive, family):
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        _signal_group(process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _is_alive(member: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return member.is_running() and member.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP, where they would end this process at once, into SystemExit."""
+
+    def leave(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    found = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
+    numbers = found if is_main else []
+    for number in numbers:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
