@@ -32,7 +32,8 @@ lint: .venv/installed
 # Laid out once, then checked against data.dvc. Yours, if you put your own data here.
 data: | .venv/installed
 	mg3d write_cohort
-	dvc status data.dvc
+	@! dvc status data.dvc | grep modified || \
+	  { echo "data/ is not what data.dvc pins; if you meant that: dvc add data"; exit 1; }
 
 mlflow-ui: .venv/installed
 	mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db
