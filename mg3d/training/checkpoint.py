@@ -1,0 +1,292 @@
+"""Checkpoints: folders that are whole or absent, read without pickle.
+
+``step-000150/`` holds
+- ``weights.safetensors``: the model; its metadata carry contract, model and objective sections as
+  JSON, the step and the fingerprint's digest, so this file alone can be deployed;
+- ``training_state.safetensors`` and ``.json``: optimizer, random state, position, fingerprint;
+- ``SHA256SUMS``: as ``sha256sum -c`` reads it.
+
+A folder is written under a temporary name beside its final one, fsynced and renamed.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mg3d import paths
+from mg3d.fingerprint import Fingerprint, file_sha256
+from mg3d.params import Model, Objective, VolumeContract
+
+if TYPE_CHECKING:  # these import monai, which takes seconds
+    from mg3d.models.mg3d import MG3D
+    from mg3d.models.vision import SwinEncoder
+
+CHECKSUMS = "SHA256SUMS"
+STATE_JSON = Path(paths.TRAINING_STATE).with_suffix(".json").name
+RNG = "rng"
+OPTIMIZER = "optimizer"
+MIN_COVERAGE = 0.95
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What continues a training beside the weights."""
+
+    step: int
+    rng: Tensor  # uint8 [ranks, bytes]
+    position: Mapping[str, Any]
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model as it was trained, in eval mode, with what it must be used with."""
+
+    model: "MG3D"
+    contract: VolumeContract
+    model_params: Model
+    objective_params: Objective
+    step: int
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How well a file's tensors fit a module's, by name and shape."""
+
+    loaded: int
+    missing: int
+    unexpected: int
+    mismatched: int
+
+    @property
+    def fraction(self) -> float:
+        """Loaded tensors / tensors of the module."""
+        return self.loaded / max(1, self.loaded + self.missing + self.mismatched)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.loaded} loaded, {self.missing} missing, "
+            f"{self.unexpected} unexpected, {self.mismatched} mismatched"
+        )
+
+
+def save(
+    checkpoints: Path,
+    *,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    contract: VolumeContract,
+    model_params: Model,
+    objective_params: Objective,
+    fingerprint: Fingerprint,
+    rng: Tensor,
+    position: Mapping[str, Any],
+    num_kept: int,
+) -> Path:
+    """Write ``checkpoints/step-xxxxxx`` and drop all but the newest ``num_kept``. Rank 0 only.
+
+    ``rng`` is uint8 [ranks, bytes]; ``position`` says, as JSON, where in the data the training is.
+    """
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    for stale in checkpoints.glob(".step-*"):  # left by a crash
+        shutil.rmtree(stale)
+    final = checkpoints / f"step-{step:06d}"
+    temporary = checkpoints / f".{final.name}"
+    temporary.mkdir()
+    header = {
+        "contract": contract.model_dump_json(),
+        "model": model_params.model_dump_json(),
+        "objective": objective_params.model_dump_json(),
+        "step": str(step),
+        "fingerprint": fingerprint.digest,
+    }
+    save_file(_on_cpu(model.state_dict()), temporary / paths.WEIGHTS, header)
+    tensors, groups = _flatten(optimizer)
+    save_file({**tensors, RNG: rng.cpu()}, temporary / paths.TRAINING_STATE)
+    state = {
+        "step": step,
+        "position": position,
+        "fingerprint": fingerprint.parts,
+        "optimizer_groups": groups,
+    }
+    (temporary / STATE_JSON).write_text(json.dumps(state, indent=1))
+    sums = [f"{file_sha256(file)}  {file.name}\n" for file in sorted(temporary.iterdir())]
+    (temporary / CHECKSUMS).write_text("".join(sums))
+    for path in (*temporary.iterdir(), temporary):
+        _fsync(path)
+    if final.exists():  # a damaged one that `latest` passed over
+        shutil.rmtree(final)
+    temporary.rename(final)
+    _fsync(checkpoints)
+    for old in _steps(checkpoints)[num_kept:]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest(checkpoints: Path) -> Path | None:
+    """The newest checkpoint whose checksums hold, or None; a damaged one is named on stderr."""
+    for checkpoint in _steps(checkpoints):
+        damage = _damage(checkpoint)
+        if damage is None:
+            return checkpoint
+        print(f"{checkpoint} is damaged ({damage}): trying the one before", file=sys.stderr)
+    return None
+
+
+def training_state(checkpoint: Path) -> TrainingState:
+    """Read everything but weights and optimizer."""
+    state = json.loads((checkpoint / STATE_JSON).read_text())
+    with safe_open(checkpoint / paths.TRAINING_STATE, "pt") as file:
+        rng = file.get_tensor(RNG)
+    return TrainingState(state["step"], rng, state["position"], Fingerprint(state["fingerprint"]))
+
+
+def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put weights and optimizer back, bit by bit. Raises ValueError if the model differs."""
+    _load_whole(model, checkpoint)
+    tensors = load_file(checkpoint / paths.TRAINING_STATE)
+    groups = json.loads((checkpoint / STATE_JSON).read_text())["optimizer_groups"]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith(f"{OPTIMIZER}/"):
+            _, index, name = key.split("/")
+            state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def load_model(checkpoint: Path) -> LoadedModel:
+    """The pre-trained model in eval mode, on the CPU. Raises ValueError if it is not whole."""
+    from mg3d.models.mg3d import MG3D
+
+    contract, model_params, objective_params, step = _header(checkpoint)
+    model = MG3D(model_params, objective_params)
+    _load_whole(model, checkpoint)
+    return LoadedModel(model.eval(), contract, model_params, objective_params, step)
+
+
+def load_encoder(checkpoint: Path) -> tuple["SwinEncoder", Coverage, VolumeContract]:
+    """The vision encoder in eval mode, how much of it was found, and the contract it needs.
+
+    Raises ValueError if under 95 % of its tensors are in the file under their name and shape.
+    """
+    from mg3d.models.vision import SwinEncoder
+
+    contract, model_params, _, _ = _header(checkpoint)
+    encoder = SwinEncoder(model_params.vision)
+    prefix = "vision_encoder."
+    weights = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in _weights(checkpoint).items()
+        if key.startswith(prefix)
+    }
+    coverage = load_matching(encoder, weights)
+    if coverage.fraction < MIN_COVERAGE:
+        raise ValueError(
+            f"{checkpoint} covers {coverage.fraction:.0%} of the vision encoder ({coverage}); "
+            f"{MIN_COVERAGE:.0%} are needed: is it a checkpoint of this architecture?"
+        )
+    return encoder.eval(), coverage, contract
+
+
+def load_matching(module: nn.Module, weights: Mapping[str, Tensor]) -> Coverage:
+    """Load the tensors whose name and shape fit ``module``; count the rest."""
+    own = module.state_dict()
+    shared = own.keys() & weights.keys()
+    fitting = {key for key in shared if own[key].shape == weights[key].shape}
+    module.load_state_dict({key: weights[key] for key in fitting}, strict=False)
+    return Coverage(
+        loaded=len(fitting),
+        missing=len(own.keys() - weights.keys()),
+        unexpected=len(weights.keys() - own.keys()),
+        mismatched=len(shared - fitting),
+    )
+
+
+def _load_whole(model: nn.Module, checkpoint: Path) -> None:
+    coverage = load_matching(model, _weights(checkpoint))
+    if coverage.fraction < 1 or coverage.unexpected:
+        raise ValueError(
+            f"{checkpoint} does not fit the model ({coverage}): "
+            "it was written by another version or with other params"
+        )
+
+
+def _weights(checkpoint: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(checkpoint / paths.WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{checkpoint} has no readable {paths.WEIGHTS}: {error}") from None
+
+
+def _header(checkpoint: Path) -> tuple[VolumeContract, Model, Objective, int]:
+    try:
+        with safe_open(checkpoint / paths.WEIGHTS, "pt") as file:
+            header = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{checkpoint} has no readable {paths.WEIGHTS}: {error}") from None
+    if "contract" not in header:
+        raise ValueError(f"{checkpoint / paths.WEIGHTS} carries no volume contract: not ours")
+    return (
+        VolumeContract.model_validate_json(header["contract"]),
+        Model.model_validate_json(header["model"]),
+        Objective.model_validate_json(header["objective"]),
+        int(header["step"]),
+    )
+
+
+def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """``optimizer/<parameter index>/<name>`` -> tensor, and the groups as JSON values."""
+    state = optimizer.state_dict()
+    tensors = {
+        f"{OPTIMIZER}/{index}/{name}": tensor
+        for index, of_parameter in state["state"].items()
+        for name, tensor in of_parameter.items()
+    }
+    return _on_cpu(tensors), state["param_groups"]
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+
+
+def _steps(checkpoints: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    return sorted(
+        checkpoints.glob("step-*"),
+        key=lambda folder: int(folder.name.removeprefix("step-")),
+        reverse=True,
+    )
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with the files, or None."""
+    try:
+        lines = (checkpoint / CHECKSUMS).read_text().splitlines()
+        expected = {name: sha256 for sha256, name in (line.split("  ") for line in lines)}
+    except (OSError, ValueError):
+        return f"no readable {CHECKSUMS}"
+    for name in (paths.WEIGHTS, paths.TRAINING_STATE, STATE_JSON):
+        if name not in expected or not (checkpoint / name).exists():
+            return f"{name} is absent"
+        if file_sha256(checkpoint / name) != expected[name]:
+            return f"{name} has another checksum"
+    return None
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
