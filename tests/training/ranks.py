@@ -1,0 +1,197 @@
+"""Run a function of this file on several gloo ranks, each a process: the tests' small torchrun.
+
+``run("gathers", 2, folder)`` starts ``python ranks.py gathers ...`` twice; the ranks meet through a
+file, so no port is chosen. What a rank returns (a dict of tensors) comes back as a list.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parents[2]
+Tensors = dict[str, Tensor]
+
+
+def start(name: str, world_size: int, folder: Path, *arguments: str) -> list[subprocess.Popen]:
+    """The running ranks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for name_of_torchrun in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        environment.pop(name_of_torchrun, None)
+    command = [sys.executable, __file__, name, str(world_size), str(folder)]
+    return [
+        subprocess.Popen(
+            [*command, str(rank), *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+
+
+def run(name: str, world_size: int, folder: Path, *arguments: str) -> list[Tensors]:
+    """Run function ``name`` on all ranks and return what each saved."""
+    ranks = start(name, world_size, folder, *arguments)
+    ends = [process.communicate(timeout=240) for process in ranks]
+    assert all(process.returncode == 0 for process in ranks), "\n".join(end[1] for end in ends)
+    return [load_file(folder / f"rank{rank}.safetensors") for rank in range(world_size)]
+
+
+# --- what runs there ------------------------------------------------------------------------------
+
+
+def gathers(rank: int, folder: Path) -> Tensors:
+    """Uneven rows of several dtypes; gradient of a global function of the gathered rows."""
+    from mg3d.training.distributed import gather
+
+    rows = rows_of_rank(rank).requires_grad_()
+    gathered = gather(rows)
+    row_weights = torch.arange(len(gathered), dtype=gathered.dtype)[:, None]
+    ((gathered**3 * row_weights).sum() * (rank + 1)).backward()
+    assert rows.grad is not None
+    flags = gather(torch.tensor([rank == 0] * (rank + 1)))
+    empty = gather(torch.arange(3)[:, None] if rank else torch.zeros(0, 1, dtype=torch.long))
+    half = gather(torch.full((1, 2), rank + 0.5, dtype=torch.bfloat16))
+    return {
+        "gathered": gathered,
+        "gradient": rows.grad,
+        "flags": flags,
+        "empty": empty,
+        "half": half,
+    }
+
+
+def rows_of_rank(rank: int) -> Tensor:
+    """[2, 3] on rank 0, [1, 3] on rank 1."""
+    return torch.arange(1.0, 10.0, dtype=torch.float64).reshape(3, 3)[rank * 2 : rank * 2 + 2 - rank]
+
+
+class Contrast(nn.Module):
+    """A stand-in of the real step: two towers, InfoNCE over the global batch, one local term."""
+
+    def __init__(self, gather: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.image, self.text = nn.Linear(6, 4).double(), nn.Linear(5, 4).double()
+        self.gather = gather
+
+    def forward(self, inputs: tuple[Tensor, Tensor]) -> Tensors:
+        """Inputs [B,6], [B,5] -> losses."""
+        volumes, reports = inputs
+        image = self.gather(F.normalize(self.image(volumes), dim=1))
+        text = self.gather(F.normalize(self.text(reports), dim=1))
+        logits = image @ text.T / 0.1
+        target = torch.arange(len(logits))
+        contrast = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        local = (self.image(volumes) ** 2).mean()
+        return {"contrast": contrast, "local": local, "total": contrast + local}
+
+
+def contrast_inputs(step: int) -> tuple[Tensor, Tensor]:
+    """The global batch [8,6], [8,5] of a step."""
+    generator = torch.Generator().manual_seed(step)
+    both = torch.randn(8, 11, dtype=torch.float64, generator=generator)
+    return both[:, :6], both[:, 6:]
+
+
+def fits(rank: int, folder: Path) -> Tensors:
+    """Three steps of the real loop on the stand-in, this rank's share of each global batch."""
+    import torch.distributed as dist
+
+    from mg3d.training.distributed import gather, world_size
+    from mg3d.training.loop import fit
+    from mg3d.training.schedule import warmup_then_decay
+
+    module: nn.Module = Contrast(gather)
+    if dist.is_initialized():
+        module = nn.parallel.DistributedDataParallel(module)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    reported: list[dict[str, float]] = []
+    share = 8 // world_size()
+
+    def batches():  # noqa: ANN202
+        for step in range(1, 4):
+            part = slice(rank * share, (rank + 1) * share)
+            volumes, reports = contrast_inputs(step)
+            yield [f"study-{step}-{rank}"], (volumes[part], reports[part])
+
+    fit(
+        module,
+        batches(),
+        optimizer=optimizer,
+        scheduler=warmup_then_decay(optimizer, 3, 0.0),
+        num_steps=3,
+        clip_norm=0.5,
+        on_metrics=lambda _, metrics: reported.append(metrics),
+        prefix="stand_in",
+        report_every_steps=1,
+    )
+    assert bool(reported) == (rank == 0)
+    history = [[m[f"stand_in/train/{k}"] for k in ("total", "local")] for m in reported]
+    weights = {key.removeprefix("module."): w for key, w in module.state_dict().items()}
+    gradients = {f"{k.removeprefix('module.')}.grad": p.grad for k, p in module.named_parameters()}
+    return {**weights, **gradients, "history": torch.tensor(history, dtype=torch.float64)}
+
+
+def stops(rank: int, folder: Path) -> Tensors:
+    """A value that is not finite on rank 1 only: both ranks stop, rank 1 names its study."""
+    import pytest
+
+    from mg3d.training.loop import fit
+    from mg3d.training.schedule import warmup_then_decay
+
+    class Local(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+
+        def forward(self, inputs: Tensor) -> Tensors:
+            loss = self.layer(inputs).mean()
+            return {"mim": loss, "total": loss}
+
+    module = nn.parallel.DistributedDataParallel(Local())
+    before = [p.detach().clone() for p in module.parameters()]
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    value = float("nan") if rank == 1 else 1.0
+    named = "study-1.*nothing was updated" if rank == 1 else "batch of rank 1"
+    with pytest.raises(FloatingPointError, match=f"step 1: mim = nan.*{named}"):
+        fit(
+            module,
+            [([f"study-{rank}"], torch.tensor([[value]]))],
+            optimizer=optimizer,
+            scheduler=warmup_then_decay(optimizer, 1, 0.0),
+            num_steps=1,
+            clip_norm=1.0,
+            on_metrics=lambda *_: None,
+            prefix="x",
+        )
+    same = all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    return {"unchanged": torch.tensor(same)}
+
+
+def main() -> None:
+    """``python ranks.py NAME WORLD_SIZE FOLDER RANK [ARGUMENT ...]``."""
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    name, world_size, folder, rank = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=int(rank), world_size=world_size
+    )
+    found = globals()[name](int(rank), folder, *sys.argv[5:])
+    tensors = {key: tensor.detach().contiguous() for key, tensor in found.items()}
+    save_file(tensors, folder / f"rank{rank}.safetensors")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

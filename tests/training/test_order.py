@@ -1,0 +1,56 @@
+"""Order and random numbers are functions of seed and step, whatever the number of ranks."""
+
+import itertools
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mg3d.training.order import epoch_order, generator, global_batches
+
+
+@given(st.integers(0, 3), st.integers(1, 40), st.data())
+@settings(max_examples=60, deadline=None)
+def test_every_epoch_uses_every_sample_once_and_no_batch_repeats_one(
+    seed: int, num_samples: int, data: st.DataObject
+) -> None:
+    batch_size = data.draw(st.integers(1, num_samples))
+    num_epochs = batch_size  # after which the stream ends with a batch
+    num_batches = num_samples * num_epochs // batch_size
+    batches = list(itertools.islice(global_batches(seed, num_samples, batch_size), num_batches))
+    assert all(len(set(batch)) == batch_size for batch in batches)
+    stream = [index for batch in batches for index in batch]
+    for start in range(0, len(stream), num_samples):
+        assert sorted(stream[start : start + num_samples]) == list(range(num_samples))
+
+
+def test_starting_later_is_the_same_stream() -> None:
+    whole = list(itertools.islice(global_batches(5, 23, 8), 12))
+    assert list(itertools.islice(global_batches(5, 23, 8, start_step=7), 5)) == whole[7:]
+
+
+def test_epochs_and_seeds_differ() -> None:
+    orders = [tuple(epoch_order(seed, epoch, 30)) for seed in (0, 1) for epoch in (0, 1)]
+    assert len(set(orders)) == 4
+    assert epoch_order(0, 1, 30) == list(orders[1])
+
+
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"batch_size 16 exceeds the 9 training studies.*at most 9"):
+        global_batches(0, 9, 16)
+
+
+def test_generators_depend_on_every_key_and_on_nothing_else() -> None:
+    keys = [(0, "mask", 1, 2), (1, "mask", 1, 2), (0, "mask", 2, 1), (0, "word", 1, 2)]
+    draws = [torch.rand(4, generator=generator(*key)) for key in keys]
+    assert len({tuple(draw.tolist()) for draw in draws}) == 4
+    torch.manual_seed(99)
+    assert torch.equal(torch.rand(4, generator=generator(*keys[0])), draws[0])
+
+
+def test_order_is_uniform() -> None:
+    """Each sample comes first about equally often (chi-square, 9 degrees, far tail)."""
+    firsts = Counter(epoch_order(0, epoch, 10)[0] for epoch in range(500))
+    assert sum((firsts[i] - 50) ** 2 / 50 for i in range(10)) < 30
