@@ -1,12 +1,13 @@
 """STAGE convert_dicom: CT series -> one int16 NIfTI per study, in HU, RAS axes, true spacing.
 
-Geometry comes from ImagePositionPatient and ImageOrientationPatient (DICOM PS3.3 C.7.6.2.1.1), never
-from SliceThickness, file names or InstanceNumber. Values are HU by each slice's own RescaleSlope
-and RescaleIntercept (C.11.1.1.2), rounded to integers.
+Geometry comes from ImagePositionPatient and ImageOrientationPatient (DICOM PS3.3 C.7.6.2.1.1),
+never from SliceThickness, file names or InstanceNumber. Values are HU by each slice's own
+RescaleSlope and RescaleIntercept (C.11.1.1.2), rounded to integers.
 
-Which series stands for a study: of those that are whole, the one that covers the most of the patient
-(slice step times slices, to the centimetre); of equals the one with the most slices; of equals the
-first by SeriesInstanceUID. If it cannot be decoded, the next one. The others are `not_chosen`.
+Which series stands for a study: of those that are whole, the one that covers the most of the
+patient (slice step times slices, to the centimetre); of equals the one with the most slices; of
+equals the first by SeriesInstanceUID. If it cannot be decoded, the next one. The others are
+`not_chosen`. A series with one truncated file is left out whole: half a chest is not a volume.
 
 The ledger counts series, and files that belong to none (unreadable files, second copies); each
 entry's ``count`` is its number of files, so files are conserved too.
@@ -218,15 +219,15 @@ def check_ct_series(headers: Sequence[Header]) -> None:
 
 @dataclass(frozen=True)
 class Grid:
-    """Slices in order, and where their voxels are: ``affine`` maps (column, row, slice) to RAS mm."""
+    """Slices in order; ``affine`` maps the voxel (column, row, slice) to RAS mm."""
 
     slices: tuple[Header, ...]
     affine: np.ndarray
 
-    @property
-    def coverage_mm(self) -> float:
-        """Extent along the slices."""
-        return float(np.linalg.norm(self.affine[:3, 2]) * len(self.slices))
+    def rank(self) -> tuple[int, int, str]:
+        """Sorts the series of a study, the one to use first (see the module's docstring)."""
+        coverage_mm = float(np.linalg.norm(self.affine[:3, 2])) * len(self.slices)
+        return -round(coverage_mm / 10), -len(self.slices), self.slices[0].series or ""
 
 
 def arrange(headers: Sequence[Header], params: ConvertDicom) -> Grid:
@@ -243,7 +244,8 @@ def arrange(headers: Sequence[Header], params: ConvertDicom) -> Grid:
         values = np.array([getattr(header, field) for header in headers])
         if np.ptp(values, axis=0).max() > tolerance:
             raise Refused(Reason.MIXED_GEOMETRY, f"{field} differs within the series")
-    assert first.orientation is not None and first.spacing is not None
+    assert first.orientation is not None
+    assert first.spacing is not None
     row, column = np.array(first.orientation).reshape(2, 3)
     if abs(row @ row - 1) > 1e-2 or abs(column @ column - 1) > 1e-2 or abs(row @ column) > 1e-2:
         raise Refused(Reason.MIXED_GEOMETRY, "ImageOrientationPatient is not orthonormal")
@@ -326,7 +328,9 @@ def _convert_study(folder: Path, candidates: Sequence[Grid]) -> _Converted:
     row: dict[str, object] | None = None
     for grid in candidates:
         header = grid.slices[0]
-        assert header.series and header.study and header.patient
+        assert header.series is not None
+        assert header.study is not None
+        assert header.patient is not None
         if row is not None:
             outcomes[header.series] = Refused(Reason.NOT_CHOSEN, "another series of the study is")
             continue
@@ -417,7 +421,7 @@ def convert_dicom(source: Path, out: Path, params: ConvertDicom) -> Ledger:
 
     studies: dict[str, list[Grid]] = defaultdict(list)
     patients: dict[str, set[str]] = defaultdict(set)
-    for series, group in groups.items():
+    for group in groups.values():
         for header in group:
             if header.study and header.patient:
                 patients[header.study].add(header.patient)
@@ -431,17 +435,7 @@ def convert_dicom(source: Path, out: Path, params: ConvertDicom) -> Ledger:
         except Refused as refused:
             settle(series, refused)
 
-    candidates = [
-        sorted(
-            grids,
-            key=lambda grid: (
-                -round(grid.coverage_mm / 10),
-                -len(grid.slices),
-                grid.slices[0].series,
-            ),
-        )
-        for _, grids in sorted(studies.items())
-    ]
+    candidates = [sorted(grids, key=Grid.rank) for _, grids in sorted(studies.items())]
     work = partial(_convert_study, out / paths.NIFTI)
     rows = []
     for converted in parallel_map(

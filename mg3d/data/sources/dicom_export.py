@@ -37,8 +37,8 @@ def read_reports(
 ) -> Iterator[dict[str, str] | None]:
     """Rows of the export as ``{column: text}``; ``None`` for a row that cannot be read.
 
-    ``.jsonl`` is one object a line; anything else is CSV with ``,`` ``;`` or tab. Encodings, in this
-    order: UTF-16 with its byte order mark, UTF-8 with or without one, Windows-1252. Raises
+    ``.jsonl`` is one object a line; anything else is CSV with ``,`` ``;`` or tab. Encodings, in
+    this order: UTF-16 with its byte order mark, UTF-8 with or without one, Windows-1252. Raises
     ValueError if the file is absent, lacks a column, or is in none of the encodings.
     """
     if not path.is_file():
