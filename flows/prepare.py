@@ -1,0 +1,40 @@
+"""`dvc repro`: the only door to prepared/. One dvc at a time; parallelism lives in the stages."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from flows import child
+from flows.command_line import main
+from mg3d import paths
+from mg3d.params import load_params
+
+SECTIONS_OF_STAGES = (
+    "contract",
+    "convert_dicom",
+    "clean_reports",
+    "segment_sentences",
+    "pack_volumes",
+    "build_manifest",
+)
+
+
+@flow
+def prepare(params: Path = paths.PARAMS) -> None:
+    """Bring prepared/ up to date: DICOM and reports to packed volumes, sentences and splits.
+
+    Args:
+        params: A complete params file; its data sections must be those of params.yaml.
+    """
+    asked, read_by_dvc = load_params(params), load_params()
+    for section in SECTIONS_OF_STAGES:
+        if getattr(asked, section) != getattr(read_by_dvc, section):
+            raise ValueError(
+                f"{section} of {params} differs from {paths.PARAMS}, which the DVC stages read: "
+                f"copy {params} to {paths.PARAMS}"
+            )
+    child.dvc("repro")
+
+
+if __name__ == "__main__":
+    main(prepare)

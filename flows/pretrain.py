@@ -1,0 +1,36 @@
+"""Pre-training as a child process, which starts its ranks itself."""
+
+from pathlib import Path
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from flows import child
+from flows.command_line import main
+from mg3d import paths
+from mg3d.params import load_params
+
+
+@task(retries=1, retry_delay_seconds=5, cache_policy=NO_CACHE)
+def train(prepared: Path, out: Path, params: Path) -> Path:
+    """A second try goes on from the newest checkpoint."""
+    return Path(child.mg3d("pretrain", prepared, "--out", out, "--params", params))
+
+
+@flow
+def pretrain(
+    params: Path = paths.PARAMS, prepared: Path = paths.PREPARED, out: Path = paths.RUNS
+) -> Path:
+    """Pre-train on prepared/ and return the final checkpoint's folder.
+
+    Args:
+        params: A complete params file.
+        prepared: What the prepare flow wrote.
+        out: Where the run's folder goes; its name follows from data and params.
+    """
+    load_params(params)  # a mistake in the file is not worth a second try
+    return train(prepared, out, params)
+
+
+if __name__ == "__main__":
+    main(pretrain)

@@ -1,0 +1,121 @@
+"""All downstream tasks finish, two at a time, before those that failed are named."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import prefect
+import psutil
+import pytest
+from prefect.client.schemas.filters import FlowRunFilter, LogFilter
+from prefect.settings import PREFECT_API_URL
+
+from flows.evaluate import evaluate
+from mg3d.params import load_params
+
+CHECKPOINT = Path("runs/pretrain-0/checkpoints/step-000002")
+EVALUATE = Path("runs/pretrain-0/evaluate")
+
+
+def names() -> list[str]:
+    return list(load_params().downstream.model_dump())
+
+
+def test_every_task_is_called_with_its_own_folder(children) -> None:  # noqa: ANN001
+    assert evaluate(CHECKPOINT) == [EVALUATE / name / "result.json" for name in names()]
+    assert sorted(children.started()) == sorted(
+        ["evaluate", str(CHECKPOINT), "--task", name, "--out", str(EVALUATE / name)]
+        + ["--params", "params.yaml"]
+        for name in names()
+    )
+
+
+def test_two_at_a_time(children) -> None:  # noqa: ANN001
+    evaluate(CHECKPOINT)
+    running = most = 0
+    for event, *_ in children.events():
+        running += 1 if event == "start" else -1
+        most = max(most, running)
+    assert most == 2
+
+
+def test_a_failing_child_lets_the_others_finish_and_is_named(children) -> None:  # noqa: ANN001
+    first, *others = names()
+    children.fail(first)
+    with pytest.raises(RuntimeError, match=rf"downstream tasks failed: {first}\n") as caught:
+        evaluate(CHECKPOINT)
+    assert f"the scanner of {first} is on fire" in str(caught.value)
+    assert "exited with code 3" in str(caught.value)
+    ended = [call[call.index("--task") + 1] for event, *call in children.events() if event == "end"]
+    assert sorted(ended) == sorted(others)
+
+
+def test_the_server_shows_a_failed_flow_with_one_failed_task(children) -> None:  # noqa: ANN001
+    _, second, *_ = names()
+    children.fail(second)
+    state = evaluate(CHECKPOINT, return_state=True)
+    assert state.is_failed()
+    wanted = FlowRunFilter(id={"any_": [state.state_details.flow_run_id]})
+    deadline = time.monotonic() + 30
+    states: dict[str, str] = {}
+    while len(states) < len(names()) and time.monotonic() < deadline:  # they arrive as events
+        time.sleep(0.2)
+        with prefect.get_client(sync_client=True) as client:
+            runs = client.read_task_runs(flow_run_filter=wanted)
+        states = {run.name: str(run.state_name) for run in runs if run.state.is_final()}
+    assert states == {name: "Failed" if name == second else "Completed" for name in names()}
+
+
+def test_a_chosen_subset(children) -> None:  # noqa: ANN001
+    evaluate(CHECKPOINT, tasks=names()[1:2])
+    assert [call[3] for call in children.started()] == names()[1:2]
+
+
+def test_lines_are_shown_once_here_and_once_in_the_ui(
+    children,  # noqa: ANN001
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (name,) = names()[:1]
+    state = evaluate(CHECKPOINT, tasks=[name], return_state=True)
+    captured = capfd.readouterr()
+    assert (captured.out + captured.err).count(f"scoring {name}") == 1
+    assert f"{name} | scoring {name}" in captured.out
+    wanted = LogFilter(flow_run_id={"any_": [state.state_details.flow_run_id]})
+    deadline = time.monotonic() + 30
+    messages: list[str] = []
+    while f"scoring {name}" not in messages and time.monotonic() < deadline:  # sent in batches
+        time.sleep(0.2)
+        with prefect.get_client(sync_client=True) as client:
+            messages = [log.message for log in client.read_logs(wanted)]
+    assert messages.count(f"scoring {name}") == 1
+
+
+def test_sigterm_to_the_flow_ends_its_children(children) -> None:  # noqa: ANN001
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom flows import child\n"
+        "child.MG3D = (sys.executable, 'child.py')\n"
+        f"from flows.evaluate import evaluate\nevaluate(Path({str(CHECKPOINT)!r}))"
+    )
+    environment = {"PREFECT_API_URL": PREFECT_API_URL.value(), "ASLEEP": " ".join(names())}
+    flow = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while len(children.started()) < 2:
+        assert flow.poll() is None, "the flow ended by itself"
+        assert time.monotonic() < deadline, "the flow did not start its children"
+        time.sleep(0.1)
+    family = psutil.Process(flow.pid).children(recursive=True)
+    asleep = [process for process in family if "child.py" in " ".join(process.cmdline())]
+    assert len(asleep) == 2
+    flow.send_signal(signal.SIGTERM)
+    flow.wait(timeout=45)
+    _, left = psutil.wait_procs(asleep, timeout=2)
+    assert not left
+    assert len(children.started()) == 2  # the queue is not worked off after the signal
