@@ -119,6 +119,7 @@ class VisionEncoder(Section):
     window_voxels: int = Field(7, ge=2)
     merging: Literal["fixed", "legacy"] = "fixed"
     activation_checkpointing: bool = False
+    token_projector: bool = Field(False, description="Swin-L's projector of the tokens")
 
     @model_validator(mode="after")
     def _check(self) -> "VisionEncoder":
@@ -144,6 +145,9 @@ class Model(Section):
     vision: VisionEncoder = VisionEncoder()
     text: TextEncoder = TextEncoder()
     num_fusion_layers: int = Field(2, ge=1)
+    mim_decoder_width: int | None = Field(
+        None, ge=16, multiple_of=16, description="None: the text encoder's hidden size"
+    )
 
 
 class Objective(Section):
@@ -164,6 +168,8 @@ class Objective(Section):
     mim_masked_fraction: Fraction = Field(0.5, gt=0, lt=1)
     mim_block_voxels: int = Field(16, ge=1)
     temperature: float = Field(0.1, gt=0)
+    sfr_reduction: Literal["sum", "mean"] = "sum"
+    ssm_target: Literal["contextual", "static"] = "contextual"
     ssm_similar_from: float = Field(0.9, gt=-1, le=1)
     ssm_dissimilar_to: float = Field(0.6, ge=-1, lt=1)
 

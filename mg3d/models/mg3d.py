@@ -1,0 +1,278 @@
+"""MG-3D (spec/model 2 to 4): a Swin encoder, a frozen text encoder, and what couples them.
+
+The model computes what the objectives compare; the losses themselves live in `mg3d.objectives`.
+Shapes: B batch, S sentences, L text tokens, N image tokens, E width (the text encoder's), V
+vocabulary, M masked words; volumes are (B, C, D, H, W) with D/H/W = z/y/x.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mg3d.models import decoders
+from mg3d.models.fusion import Aggregation, Fusion, ImagePool, SentencePool, sentence_means
+from mg3d.models.text import FrozenTextEncoder
+from mg3d.models.vision import SwinEncoder
+from mg3d.params import Model, Objective
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One batch, corrupted and whole."""
+
+    volume: Tensor
+    """[B, 1, D, H, W] in [0, 1]"""
+    masked_volume: Tensor
+    """[B, 1, D, H, W], 0 where ``voxel_mask``"""
+    voxel_mask: Tensor
+    """[B, 1, D, H, W] bool, True = masked"""
+    input_ids: Tensor
+    """[B, L] long"""
+    masked_ids: Tensor
+    """[B, L] long, ``input_ids`` after masking words"""
+    mlm_labels: Tensor
+    """[B, L] long, the original id of a chosen token, -100 elsewhere"""
+    attention_mask: Tensor
+    """[B, L], 1 = token, 0 = padding"""
+    sentence_index: Tensor
+    """[B, L] long, 0-based sentence of each token, -1 for [CLS], [SEP], [PAD]"""
+    sentence_mask: Tensor
+    """[B, S] bool, True = the report has this sentence"""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the objectives read. A field is None if no term with a weight needs it."""
+
+    sentence_mask: Tensor
+    """[B, S] bool, the sentences that have tokens"""
+    mlm_logits: Tensor | None = None
+    """[M, V], in the order of ``mlm_labels != -100``"""
+    sfr_prediction: Tensor | None = None
+    """[B, S, 8]"""
+    sfr_target: Tensor | None = None
+    """[B, S, 8], no gradient"""
+    reconstruction: Tensor | None = None
+    """[B, 1, D, H, W]"""
+    cml_fused: Tensor | None = None
+    """[B, E], both modalities after fusion"""
+    cml_unimodal: Tensor | None = None
+    """[B, E], both modalities before fusion"""
+    dfa_image: Tensor | None = None
+    """[B, E]"""
+    dfa_text: Tensor | None = None
+    """[B, E]"""
+    ssm_visual: Tensor | None = None
+    """[B, S, 128], sentence-informed visual features"""
+    ssm_text: Tensor | None = None
+    """[B, S, E], sentence targets, no gradient"""
+    itc_image: Tensor | None = None
+    """[B, E]"""
+    itc_text: Tensor | None = None
+    """[B, E]"""
+
+
+class MG3D(nn.Module):
+    """The joint model. It has exactly the parameters that the terms with a weight train.
+
+    A forward pass encodes each volume at most twice (whole, masked) and each report at most twice
+    (masked, whole). Without ``mlm_weight`` nothing could train the projection of the text, so the
+    sentences then enter as the text encoder gives them.
+    """
+
+    def __init__(self, model: Model, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+        mlm, sfr, mim = objective.mlm_weight, objective.sfr_weight, objective.mim_weight
+        cml, dfa, ssm = objective.cml_weight, objective.dfa_weight, objective.ssm_weight
+        itc, num_layers = objective.itc_weight, model.num_fusion_layers
+
+        self.vision_encoder = SwinEncoder(model.vision)
+        self.text_encoder = FrozenTextEncoder(model.text)
+        self.width = width = self.text_encoder.hidden_size
+        if width % 16:
+            raise ValueError(
+                f"text encoder {model.text.name_or_folder!r} has hidden size {width}: heads and "
+                "decoder need a multiple of 16, as in 384 or 768"
+            )
+
+        channels = self.vision_encoder.channels
+        self.token_projector: nn.Module = nn.Identity()
+        if model.vision.token_projector:
+            self.token_projector = decoders.token_projector(channels, width)
+            channels = width
+        self.image_projection = nn.Linear(channels, width)
+        self.image_type = nn.Parameter(torch.empty(width).normal_(std=0.02))
+
+        if mlm:
+            self.text_projection = nn.Linear(width, width)
+            nn.init.normal_(self.text_projection.weight, std=0.02)
+            nn.init.zeros_(self.text_projection.bias)
+            self.text_type = nn.Parameter(torch.empty(width).normal_(std=0.02))
+            self.mlm_fusion = Fusion(width, num_layers, image=False, text=True)
+            self.mlm_head = decoders.MaskedWordHead(width, self.text_encoder.vocab_size)
+        if sfr:
+            self.sfr_head = decoders.sfr_prediction_head(width)
+            self.sfr_target_head = decoders.sfr_target_head(width)
+        if mim or cml or dfa:
+            self.mim_fusion = Fusion(width, num_layers, image=True, text=bool(cml))
+        if mim:
+            self.mim_head = decoders.VolumeDecoder(width, model.mim_decoder_width)
+        if cml or dfa or ssm or itc:
+            self.image_pool = ImagePool(width)
+        if cml or itc:
+            self.text_pool = SentencePool(width)
+        if cml or dfa:
+            self.fused_image_pool = ImagePool(width)
+        if cml:
+            self.fused_text_pool = SentencePool(width)
+            self.cml_fused_head = decoders.contrastive_head(2 * width, width)
+            self.cml_unimodal_head = decoders.contrastive_head(2 * width, width)
+        if dfa or ssm:
+            self.aggregation = Aggregation(width, num_layers, pooled=bool(dfa))
+        if dfa:
+            self.dfa_image_head = decoders.contrastive_head(width, width)
+            self.dfa_text_head = decoders.contrastive_head(width, width)
+        if ssm:
+            self.ssm_head = decoders.ssm_head(width)
+        if itc:
+            self.itc_image_head = decoders.contrastive_head(width, width)
+            self.itc_text_head = decoders.contrastive_head(width, width)
+
+    @property
+    def heads(self) -> list[nn.Module]:
+        """Modules behind the last shared feature: those that learn faster (spec/model 5)."""
+        return [module for name, module in self.named_children() if name.endswith("_head")]
+
+    def forward(self, inputs: Inputs) -> Outputs:
+        """Everything that the terms with a weight compare."""
+        weights = self.objective
+        outputs: dict[str, Tensor] = {"sentence_mask": inputs.sentence_mask}
+        if (
+            weights.sfr_weight or weights.mim_weight or weights.cml_weight or weights.dfa_weight
+            or weights.ssm_weight or weights.itc_weight
+        ):  # fmt: skip
+            means, mask = self._sentences(
+                inputs.input_ids, inputs.attention_mask, inputs.sentence_index, inputs.sentence_mask
+            )
+            outputs["sentence_mask"] = mask
+            sentences = self._project_sentences(means)
+        if (
+            weights.mlm_weight or weights.cml_weight or weights.dfa_weight or weights.ssm_weight
+            or weights.itc_weight
+        ):  # fmt: skip
+            image = self.image_tokens(inputs.volume)
+
+        if weights.mlm_weight:
+            transformed = self._masked_words(inputs, image)
+            outputs["mlm_logits"] = self.mlm_head(transformed, inputs.mlm_labels)
+        if weights.sfr_weight:
+            words, _ = sentence_means(transformed, inputs.sentence_index, mask)
+            outputs["sfr_prediction"] = self.sfr_head(words)
+            outputs["sfr_target"] = self.sfr_target_head(means).detach()
+
+        if weights.mim_weight:
+            masked_image, _ = self.mim_fusion(
+                self.image_tokens(inputs.masked_volume), sentences, mask
+            )
+            grid = self.vision_encoder.grid(inputs.masked_volume)
+            outputs["reconstruction"] = self.mim_head(masked_image, grid)
+
+        if weights.cml_weight or weights.dfa_weight or weights.ssm_weight or weights.itc_weight:
+            image_global = self.image_pool(image)
+        if weights.cml_weight or weights.itc_weight:
+            text_global = self.text_pool(sentences, mask)
+        if weights.cml_weight or weights.dfa_weight:
+            fused_image, fused_text = self.mim_fusion(image, sentences, mask)
+            fused_image_global = self.fused_image_pool(fused_image)
+        if weights.cml_weight:
+            fused_text_global = self.fused_text_pool(fused_text, mask)
+            outputs["cml_fused"] = self.cml_fused_head(
+                torch.cat([fused_text_global, fused_image_global], dim=-1)
+            )
+            outputs["cml_unimodal"] = self.cml_unimodal_head(
+                torch.cat([text_global, image_global], dim=-1)
+            )
+        if weights.dfa_weight or weights.ssm_weight:
+            aggregated, informed = self.aggregation(sentences, mask, image_global)
+        if weights.dfa_weight:
+            outputs["dfa_image"] = self.dfa_image_head(fused_image_global)
+            outputs["dfa_text"] = self.dfa_text_head(aggregated)
+        if weights.ssm_weight:
+            outputs["ssm_visual"] = self.ssm_head(informed)
+            outputs["ssm_text"] = self._ssm_targets(inputs, means)
+        if weights.itc_weight:
+            outputs["itc_image"] = self.itc_image_head(image_global)
+            outputs["itc_text"] = self.itc_text_head(text_global)
+        return Outputs(**outputs)
+
+    def encode_image(self, volume: Tensor) -> Tensor:
+        """[B, 1, D, H, W] -> L2-normalised embeddings [B, E] of the dual encoder.
+
+        Raises ValueError if the model has none (``itc_weight`` 0).
+        """
+        self._require_dual_encoder()
+        image_global = self.image_pool(self.image_tokens(volume))
+        return F.normalize(self.itc_image_head(image_global), dim=-1, eps=1e-6)
+
+    def encode_text(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        sentence_index: Tensor,
+        sentence_mask: Tensor,
+    ) -> Tensor:
+        """[B, L] long, [B, L], [B, L] long, [B, S] -> L2-normalised embeddings [B, E].
+
+        Raises ValueError if the model has no dual encoder (``itc_weight`` 0).
+        """
+        self._require_dual_encoder()
+        means, mask = self._sentences(input_ids, attention_mask, sentence_index, sentence_mask)
+        text_global = self.text_pool(self._project_sentences(means), mask)
+        return F.normalize(self.itc_text_head(text_global), dim=-1, eps=1e-6)
+
+    def image_tokens(self, volume: Tensor) -> Tensor:
+        """Y = W_v F + b_v + e₁ (spec/model 3), projected once: [B, 1, D, H, W] -> [B, N, E]."""
+        tokens = self.token_projector(self.vision_encoder.tokens(volume))
+        return self.image_projection(tokens) + self.image_type
+
+    def _sentences(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        sentence_index: Tensor,
+        sentence_mask: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Contextual sentence means of the frozen encoder [B, S, E], and which exist [B, S]."""
+        contextual = self.text_encoder(input_ids, attention_mask)
+        return sentence_means(contextual, sentence_index, sentence_mask)
+
+    @torch.no_grad()
+    def _project_sentences(self, means: Tensor) -> Tensor:
+        """t = sg(mean T): the mean commutes with the affine map; only MLM trains W_l and e₀."""
+        if not self.objective.mlm_weight:
+            return means
+        return self.text_projection(means) + self.text_type
+
+    def _masked_words(self, inputs: Inputs, image: Tensor) -> Tensor:
+        """Fused and transformed tokens of the masked report, [B, L, E] (spec/model 4.2)."""
+        words = self.text_encoder(inputs.masked_ids, inputs.attention_mask)
+        words = self.text_projection(words) + self.text_type
+        _, fused = self.mlm_fusion(image, words, inputs.attention_mask.bool())
+        return self.mlm_head.transform(fused)
+
+    def _ssm_targets(self, inputs: Inputs, means: Tensor) -> Tensor:
+        """What decides which sentences are similar, [B, S, E] (spec/model 4.7)."""
+        if self.objective.ssm_target == "contextual":
+            return means
+        static = self.text_encoder.static(inputs.input_ids)
+        return sentence_means(static, inputs.sentence_index, inputs.sentence_mask)[0]
+
+    def _require_dual_encoder(self) -> None:
+        if not self.objective.itc_weight:
+            raise ValueError(
+                "this model has no dual encoder: it was built with objective.itc_weight 0; "
+                "pre-train with itc_weight > 0"
+            )

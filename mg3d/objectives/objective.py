@@ -1,0 +1,57 @@
+"""The total loss: weights × terms (spec/model 4)."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mg3d.objectives.cml import cml_loss
+from mg3d.objectives.contrastive import Gather, one_rank
+from mg3d.objectives.dfa import dfa_loss
+from mg3d.objectives.itc import itc_loss
+from mg3d.objectives.mim import mim_loss
+from mg3d.objectives.mlm import mlm_loss
+from mg3d.objectives.sfr import sfr_loss
+from mg3d.objectives.ssm import ssm_loss
+
+if TYPE_CHECKING:
+    from mg3d.params import Objective
+
+
+def objective(
+    outputs: Any, inputs: Any, params: "Objective", gather: Gather = one_rank
+) -> dict[str, Tensor]:
+    """L = mlm + 0.1 sfr + mim + 0.1 (cml + dfa + ssm), with the weights of ``params``.
+
+    ``outputs`` and ``inputs`` are `mg3d.models.mg3d`'s dataclasses. Returns one unweighted scalar
+    for each term with a weight, and ``"total"``, the weighted sum.
+    """
+    losses: dict[str, Tensor] = {}
+    if params.mlm_weight:
+        losses["mlm"] = mlm_loss(outputs.mlm_logits, inputs.mlm_labels, gather)
+    if params.sfr_weight:
+        losses["sfr"] = sfr_loss(
+            outputs.sfr_prediction, outputs.sfr_target, outputs.sentence_mask, params.sfr_reduction
+        )
+    if params.mim_weight:
+        losses["mim"] = mim_loss(outputs.reconstruction, inputs.volume, inputs.voxel_mask)
+    if params.cml_weight:
+        losses["cml"] = cml_loss(
+            outputs.cml_fused, outputs.cml_unimodal, params.temperature, gather
+        )
+    if params.dfa_weight:
+        losses["dfa"] = dfa_loss(outputs.dfa_image, outputs.dfa_text, params.temperature, gather)
+    if params.ssm_weight:
+        losses["ssm"] = ssm_loss(
+            outputs.ssm_visual,
+            outputs.ssm_text,
+            outputs.sentence_mask,
+            params.ssm_similar_from,
+            params.ssm_dissimilar_to,
+            gather,
+        )
+    if params.itc_weight:
+        losses["itc"] = itc_loss(outputs.itc_image, outputs.itc_text, params.temperature, gather)
+    weighted = [getattr(params, f"{term}_weight") * loss for term, loss in losses.items()]
+    losses["total"] = torch.stack(weighted).sum()
+    return losses
