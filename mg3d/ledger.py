@@ -35,6 +35,7 @@ class Reason(StrEnum):
     MIXED_STUDIES = "mixed_studies"
     NOT_CHOSEN = "not_chosen"
     UNREADABLE = "unreadable"
+    CHECKSUM_MISMATCH = "checksum_mismatch"
     WRONG_SHAPE = "wrong_shape"
     NOT_FINITE = "not_finite"
     CONSTANT = "constant"

@@ -203,6 +203,7 @@ class Pretrain(Section):
     clip_norm: float = Field(1.0, gt=0)
     head_learning_rate_factor: float = Field(5.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
+    report_every_steps: int = Field(10, ge=1, description="reported losses are means over these")
     validate_every_steps: int = Field(50, ge=1)
     checkpoint_every_steps: int = Field(50, ge=1)
     num_kept_checkpoints: int = Field(2, ge=2)
