@@ -24,6 +24,8 @@ NUM_LAST_LINES = 20
 GRACE_S = 15.0
 
 _live: set[subprocess.Popen[str]] = set()
+_ending = False  # see ended_together
+_starting = threading.Lock()
 
 
 class CommandError(RuntimeError):
@@ -58,17 +60,7 @@ def run(
     last: deque[str] = deque(maxlen=NUM_LAST_LINES)
     answer = ""
     with _sigterm_raises():
-        process = subprocess.Popen(
-            command,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"} | (env or {}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        )
-        _live.add(process)
+        process = _start(command, os.environ | {"PYTHONUNBUFFERED": "1"} | (env or {}))
         try:
             for line, is_stdout in _lines(process):
                 on_line(line)
@@ -108,18 +100,41 @@ def is_rank_zero() -> bool:
 
 @contextmanager
 def ended_together(grace_s: float = GRACE_S) -> Iterator[None]:
-    """If an exception leaves the block, end the commands that other threads are still running.
+    """If an exception leaves the block, end the commands that other threads run, and start no more.
 
     A signal raises in the main thread only; a pool waits for its threads before that exception
-    goes on, and they wait for their commands.
+    goes on, and they wait for their commands or fetch the next one from the queue.
     """
+    global _ending
+    _ending = False
     with _sigterm_raises():
         try:
             yield
         except BaseException:
-            for process in list(_live):
+            with _starting:
+                _ending = True
+                started = list(_live)
+            for process in started:
                 _end(process, grace_s)
             raise
+
+
+def _start(command: Sequence[str], env: dict[str, str]) -> subprocess.Popen[str]:
+    with _starting:
+        if _ending and not _in_main_thread():
+            raise RuntimeError(f"`{shlex.join(command)}` was not started: others were interrupted")
+        process = subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+        _live.add(process)
+        return process
 
 
 def _lines(process: subprocess.Popen[str]) -> Iterator[tuple[str, bool]]:
@@ -181,6 +196,10 @@ def _is_alive(member: psutil.Process) -> bool:
     return False
 
 
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
     """Turn SIGTERM and SIGHUP, where they would end this process at once, into SystemExit."""
@@ -188,9 +207,8 @@ def _sigterm_raises() -> Iterator[None]:
     def leave(number: int, _: Any) -> None:
         raise SystemExit(128 + number)
 
-    is_main = threading.current_thread() is threading.main_thread()
     found = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
-    numbers = found if is_main else []
+    numbers = found if _in_main_thread() else []
     for number in numbers:
         signal.signal(number, leave)
     try:

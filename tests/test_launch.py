@@ -158,10 +158,14 @@ def test_threads_end_together() -> None:
     def work() -> None:
         try:
             launch.run(python("import time; print(1); time.sleep(60)"), lambda line: ready.set())
-        except launch.CommandError as error:
+        except RuntimeError as error:
             failures.append(error)
 
-    thread = threading.Thread(target=work)
+    def work_off_a_queue() -> None:
+        work()
+        work()
+
+    thread = threading.Thread(target=work_off_a_queue)
 
     def leave_while_it_runs() -> None:
         with launch.ended_together():
@@ -174,6 +178,9 @@ def test_threads_end_together() -> None:
     thread.join(timeout=15)
     assert not thread.is_alive()
     assert "ended by Terminated" in str(failures[0])
+    assert "was not started" in str(failures[1])
+    with launch.ended_together():
+        assert launch.run(python("print('again')"), lambda line: None) == "again"
 
 
 def test_signal_handlers_are_restored() -> None:

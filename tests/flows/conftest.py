@@ -60,7 +60,9 @@ class Children:
     def events(self) -> list[list[str]]:
         """``["start" or "end", verb, argument...]`` of each, in order; a failing one has no end."""
         calls = self.folder / "calls.jsonl"
-        return [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
+        return (
+            [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
+        )
 
     def started(self) -> list[list[str]]:
         """Argument lists, in the order of their start."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import prefect
 import psutil
@@ -24,16 +25,15 @@ def names() -> list[str]:
     return list(load_params().downstream.model_dump())
 
 
-def test_every_task_is_called_with_its_own_folder(children) -> None:  # noqa: ANN001
+def test_every_task_is_called_with_its_own_folder(children: Any) -> None:
     assert evaluate(CHECKPOINT) == [EVALUATE / name / "result.json" for name in names()]
     assert sorted(children.started()) == sorted(
-        ["evaluate", str(CHECKPOINT), "--task", name, "--out", str(EVALUATE / name)]
-        + ["--params", "params.yaml"]
+        f"evaluate {CHECKPOINT} --task {name} --out {EVALUATE / name} --params params.yaml".split()
         for name in names()
     )
 
 
-def test_two_at_a_time(children) -> None:  # noqa: ANN001
+def test_two_at_a_time(children: Any) -> None:
     evaluate(CHECKPOINT)
     running = most = 0
     for event, *_ in children.events():
@@ -42,7 +42,7 @@ def test_two_at_a_time(children) -> None:  # noqa: ANN001
     assert most == 2
 
 
-def test_a_failing_child_lets_the_others_finish_and_is_named(children) -> None:  # noqa: ANN001
+def test_a_failing_child_lets_the_others_finish_and_is_named(children: Any) -> None:
     first, *others = names()
     children.fail(first)
     with pytest.raises(RuntimeError, match=rf"downstream tasks failed: {first}\n") as caught:
@@ -53,7 +53,7 @@ def test_a_failing_child_lets_the_others_finish_and_is_named(children) -> None: 
     assert sorted(ended) == sorted(others)
 
 
-def test_the_server_shows_a_failed_flow_with_one_failed_task(children) -> None:  # noqa: ANN001
+def test_the_server_shows_a_failed_flow_with_one_failed_task(children: Any) -> None:
     _, second, *_ = names()
     children.fail(second)
     state = evaluate(CHECKPOINT, return_state=True)
@@ -69,13 +69,13 @@ def test_the_server_shows_a_failed_flow_with_one_failed_task(children) -> None: 
     assert states == {name: "Failed" if name == second else "Completed" for name in names()}
 
 
-def test_a_chosen_subset(children) -> None:  # noqa: ANN001
+def test_a_chosen_subset(children: Any) -> None:
     evaluate(CHECKPOINT, tasks=names()[1:2])
     assert [call[3] for call in children.started()] == names()[1:2]
 
 
 def test_lines_are_shown_once_here_and_once_in_the_ui(
-    children,  # noqa: ANN001
+    children: Any,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     (name,) = names()[:1]
@@ -93,7 +93,7 @@ def test_lines_are_shown_once_here_and_once_in_the_ui(
     assert messages.count(f"scoring {name}") == 1
 
 
-def test_sigterm_to_the_flow_ends_its_children(children) -> None:  # noqa: ANN001
+def test_sigterm_to_the_flow_ends_its_children(children: Any) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom flows import child\n"
         "child.MG3D = (sys.executable, 'child.py')\n"

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,10 +16,16 @@ def verbs(calls: list[list[str]]) -> list[str]:
     return [call[0] for call in calls]
 
 
-def test_the_order(children, capfd: pytest.CaptureFixture[str]) -> None:  # noqa: ANN001
+def test_the_order(children: Any, capfd: pytest.CaptureFixture[str]) -> None:
     assert pipeline() == Path(RUN)
     calls = children.started()
-    assert verbs(calls) == ["dvc", "pretrain", *["evaluate"] * (len(calls) - 4), "register", "table"]
+    assert verbs(calls) == [
+        "dvc",
+        "pretrain",
+        *["evaluate"] * (len(calls) - 4),
+        "register",
+        "table",
+    ]
     assert calls[-2:] == [["register", RUN, "--params", "params.yaml"], ["table", RUN]]
     assert "result of table" in capfd.readouterr().out.splitlines()
     events = [(event, verb) for event, verb, *_ in children.events()]
@@ -27,7 +34,7 @@ def test_the_order(children, capfd: pytest.CaptureFixture[str]) -> None:  # noqa
     )
 
 
-def test_what_failed_is_not_registered(children) -> None:  # noqa: ANN001
+def test_what_failed_is_not_registered(children: Any) -> None:
     children.fail("stoic2021")
     with pytest.raises(RuntimeError, match="downstream tasks failed: stoic2021"):
         pipeline()

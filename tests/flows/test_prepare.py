@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,13 +15,13 @@ from mg3d.params import Params
 STAGES = {"stages": {"copy": {"cmd": "cp a b", "deps": ["a"], "outs": ["b"]}}}
 
 
-def test_runs_dvc_repro_once(children) -> None:  # noqa: ANN001
+def test_runs_dvc_repro_once(children: Any) -> None:
     prepare()
     assert children.started() == [["dvc", "repro"]]
 
 
 def test_real_dvc_makes_what_is_stale_and_then_nothing(
-    children,  # noqa: ANN001
+    children: Any,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -36,7 +37,7 @@ def test_real_dvc_makes_what_is_stale_and_then_nothing(
 
 
 def test_a_failing_stage_fails_the_flow_with_its_last_lines(
-    children,  # noqa: ANN001
+    children: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(child, "DVC", (sys.executable, "-c", "raise SystemExit('no disk left')"))
@@ -44,7 +45,7 @@ def test_a_failing_stage_fails_the_flow_with_its_last_lines(
         prepare()
 
 
-def test_a_profile_with_other_data_is_refused_before_anything_runs(children) -> None:  # noqa: ANN001
+def test_a_profile_with_other_data_is_refused_before_anything_runs(children: Any) -> None:
     tree = yaml.safe_load(Path("params.yaml").read_text())
     tree["segment_sentences"]["mode"] = "clause"
     Path("other.yaml").write_text(yaml.safe_dump(tree))

@@ -1,6 +1,7 @@
 """pretrain returns the child's last line, tries twice, and does not try a wrong file."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,24 +16,24 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain, "train", pretrain.train.with_options(retry_delay_seconds=0))
 
 
-def test_returns_the_checkpoint_that_the_child_names_last(children) -> None:  # noqa: ANN001
+def test_returns_the_checkpoint_that_the_child_names_last(children: Any) -> None:
     assert pretrain.pretrain() == Path("runs/pretrain-0/checkpoints/step-000002")
     assert children.started() == [CALL]
 
 
-def test_a_crash_is_tried_once_more(children) -> None:  # noqa: ANN001
+def test_a_crash_is_tried_once_more(children: Any) -> None:
     children.fail("pretrain")
     assert pretrain.pretrain() == Path("runs/pretrain-0/checkpoints/step-000002")
     assert children.started() == [CALL, CALL]
 
 
-def test_two_crashes_are_a_failure(children, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN001
+def test_two_crashes_are_a_failure(children: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "MG3D", (*child.MG3D[:1], "-c", "raise SystemExit('loss is nan')"))
     with pytest.raises(launch.CommandError, match="loss is nan"):
         pretrain.pretrain()
 
 
-def test_a_misspelt_key_fails_before_a_child_starts(children) -> None:  # noqa: ANN001
+def test_a_misspelt_key_fails_before_a_child_starts(children: Any) -> None:
     text = Path("params.yaml").read_text().replace("num_steps: 150", "num_stps: 150", 1)
     Path("params.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"pretrain.num_stps: unknown key; did you mean num_steps"):

@@ -1,11 +1,13 @@
 """The deployments reach a server with typed, described parameters."""
 
+from typing import Any
+
 import prefect
 
 from flows.serve import deployments
 
 
-def test_every_flow_is_deployed_with_described_parameters(children) -> None:  # noqa: ANN001
+def test_every_flow_is_deployed_with_described_parameters(children: Any) -> None:
     found = {}
     for deployment in deployments():
         identity = deployment.apply()
