@@ -7,6 +7,7 @@ name, and a combination that cannot work fails here, before anything runs, namin
 import difflib
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ Fraction = float
 class Section(BaseModel):
     """A part of params.yaml: immutable, unknown keys forbidden."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def digest(self) -> str:
         """Sixteen hex digits of the section's canonical JSON."""
@@ -62,7 +63,15 @@ class WriteCohort(Section):
     seed: int = 0
     num_patients: int = Field(ge=4)
     num_downstream_cases: int = Field(ge=8, description="cases of each downstream data set")
+    num_retrieval_cases: int = Field(60, ge=8, description="scans in the gallery of CT-RATE")
     shape_voxels: tuple[int, int, int] = (48, 96, 96)
+    num_workers: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "WriteCohort":
+        if min(self.shape_voxels) < 16:
+            raise ValueError(f"shape_voxels {self.shape_voxels} is too coarse: use 16 or more")
+        return self
 
 
 class ConvertDicom(Section):
@@ -169,7 +178,7 @@ class Objective(Section):
     mim_block_voxels: int = Field(16, ge=1)
     temperature: float = Field(0.1, gt=0)
     sfr_reduction: Literal["sum", "mean"] = "sum"
-    ssm_target: Literal["contextual", "static"] = "contextual"
+    ssm_target: Literal["contextual", "static"] = "static"
     ssm_similar_from: float = Field(0.9, gt=-1, le=1)
     ssm_dissimilar_to: float = Field(0.6, ge=-1, lt=1)
 
@@ -227,8 +236,19 @@ class Finetune(Section):
     num_steps: int = Field(100, ge=0)
     batch_size: int = Field(8, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    validation_fraction: Fraction = Field(0.1, ge=0, lt=1)
+    test_fraction: Fraction = Field(
+        0.2, gt=0, lt=1, description="of the patients; an official test set is kept instead"
+    )
     num_threads: int = Field(1, ge=1)
     num_bootstrap: int = Field(1000, ge=100)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Finetune":
+        if self.validation_fraction + self.test_fraction >= 0.9:
+            raise ValueError("validation_fraction + test_fraction leave under 10 % for training")
+        return self
 
 
 class Stoic2021(Finetune):
@@ -239,6 +259,20 @@ class Covid1920(Finetune):
     """Lesion segmentation (spec/downstream 7)."""
 
     window_hu: tuple[int, int] = (-1000, 500)
+    spacing_mm: tuple[float, float, float] | None = Field(
+        None, description="(z, y, x) of the grid that is predicted; null: the contract's"
+    )
+    crop_voxels: tuple[int, int, int] = (32, 32, 32)
+    window_overlap_fraction: Fraction = Field(0.25, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check_crop(self) -> "Covid1920":
+        if any(size % 32 or size <= 0 for size in self.crop_voxels):
+            raise ValueError(
+                f"crop_voxels {self.crop_voxels} must be multiples of 32: the encoder halves five "
+                "times"
+            )
+        return self
 
 
 class CtRateRetrieval(Finetune):
@@ -249,9 +283,17 @@ class CtrgReport(Finetune):
     """Report generation (spec/downstream 4)."""
 
     num_layers: int = Field(2, ge=1)
+    num_heads: int = Field(4, ge=1)
+    width: int = Field(128, ge=8, description="of the decoder; a multiple of num_heads")
     num_beams: int = Field(3, ge=1)
     max_new_tokens: int = Field(150, ge=1)
     vocabulary_size: int = Field(1000, ge=300)
+
+    @model_validator(mode="after")
+    def _check_width(self) -> "CtrgReport":
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} must be a multiple of num_heads {self.num_heads}")
+        return self
 
 
 class Downstream(Section):
@@ -303,6 +345,34 @@ class Params(Section):
             )
         return self
 
+    def downstream_tasks(self, chosen: Sequence[str] | None = None) -> list[str]:
+        """Names of the downstream tasks to run: those ``chosen``, or all.
+
+        Raises ValueError for an unknown name, and for a task that the objective cannot serve.
+        """
+        names = list(chosen or type(self.downstream).model_fields)
+        for name in names:
+            self.downstream.task(name)
+        if "ct_rate_retrieval" in names and not self.objective.itc_weight:
+            raise ValueError(
+                "ct_rate_retrieval ranks by the dual encoder, which objective.itc_weight 0 leaves "
+                "untrained: give it a value, e.g. 0.1, or choose the other tasks"
+            )
+        return names
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML lets a repeated key win silently; here it is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
     """Keys that the section at ``location`` (without its last part) accepts."""
@@ -324,12 +394,14 @@ def load_params(path: Path = paths.PARAMS) -> Params:
     Raises ValueError naming each offending key and its remedy: the nearest known key for an unknown
     one, the accepted range for a wrong value.
     """
-    if not path.exists():
+    if not path.is_file():
         raise ValueError(f"no params file at {path}: copy one from params/, or pass --params")
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.load(path.read_text(), _UniqueKeys)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} holds no sections: copy a file from params/")
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
@@ -347,7 +419,8 @@ def load_params(path: Path = paths.PARAMS) -> Params:
             else:
                 given = problem.get("input")
                 shown = f" (got {given!r})" if isinstance(given, str | int | float) else ""
-                lines.append(f"{key or 'params'}: {problem['msg']}{shown}")
+                message = problem["msg"].removeprefix("Value error, ")
+                lines.append(f"{key}: {message}{shown}" if key else message)
         raise ValueError(f"{path}:\n  " + "\n  ".join(lines)) from None
 
 

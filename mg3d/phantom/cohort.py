@@ -1,0 +1,143 @@
+"""VERB write_cohort: lay out the embedded cohort under ``data/``.
+
+Byte-identical on any machine and with any number of workers; the tests hold a golden hash. The
+folder appears whole or not at all: everything is written to a sibling folder, which is renamed.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from mg3d.params import WriteCohort
+from mg3d.paths import DOWNSTREAM
+from mg3d.phantom.encoders import write_json
+from mg3d.phantom.layouts import (
+    Layout,
+    Row,
+    clutter,
+    covid19_20,
+    ct_rate_retrieval,
+    ctrg_report,
+    pacs,
+    stoic2021,
+)
+
+MARKER = "cohort.json"
+REPORT_EVERY_S = 5.0
+TASKS = (stoic2021.NAME, covid19_20.NAME, ct_rate_retrieval.NAME, ctrg_report.NAME)
+LAYOUTS: dict[str, Layout] = {
+    "pacs": pacs,
+    "clutter": clutter,
+    stoic2021.NAME: stoic2021,
+    covid19_20.NAME: covid19_20,
+    ct_rate_retrieval.NAME: ct_rate_retrieval,
+    ctrg_report.NAME: ctrg_report,
+}
+Job = tuple[str, int]
+
+
+def write_cohort(out: Path, params: WriteCohort) -> None:
+    """Write ``dicom/``, ``reports.csv``, ``downstream/<task>/`` and the marker under ``out``.
+
+    A cohort written earlier is replaced. Raises ValueError if ``out`` holds anything else.
+    """
+    _refuse_foreign(out)
+    partial_out = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial_out, ignore_errors=True)
+    partial_out.mkdir(parents=True)
+    jobs = [
+        (name, index) for name, layout in LAYOUTS.items() for index in range(layout.count(params))
+    ]
+    rows: dict[str, list[Row]] = defaultdict(list)
+    work = partial(_write_case, partial_out, params)
+    for (name, _), written in zip(jobs, _run(work, jobs, params.num_workers), strict=True):
+        rows[name] += written
+    rows["pacs"] += rows.pop("clutter")
+    for name in ("pacs", *TASKS):
+        LAYOUTS[name].write_tables(_root(partial_out, name), params, rows[name])
+    settings = params.model_dump(mode="json", exclude={"num_workers"})
+    marker = {"made_by": "mg3d write_cohort", **settings, "files": digest(partial_out, "names")}
+    write_json(partial_out / MARKER, marker)
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    partial_out.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def digest(folder: Path, of: str = "contents") -> str:
+    """SHA-256 over the sorted relative paths below ``folder`` and each file's size ("names") or
+    SHA-256 ("contents"); the marker itself is left out."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name != MARKER:
+            seen = (
+                str(path.stat().st_size)
+                if of == "names"
+                else hashlib.sha256(path.read_bytes()).hexdigest()
+            )
+            total.update(f"{name}\0{seen}\n".encode())
+    return total.hexdigest()
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Only a folder that we wrote, or an empty one, may be replaced."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ValueError(f"{out} is a file: name a folder, or move it away")
+    if not any(out.iterdir()):
+        out.rmdir()
+        return
+    marker = out / MARKER
+    remedy = f"move {out} away (or name another --out) before `mg3d write_cohort`"
+    if not marker.is_file():
+        raise ValueError(f"{out} holds data that write_cohort did not write (no {MARKER}): {remedy}")
+    if json.loads(marker.read_text()).get("files") != digest(out, "names"):
+        raise ValueError(f"{out} holds the cohort with files added, removed or changed: {remedy}")
+
+
+def _root(out: Path, name: str) -> Path:
+    return out / DOWNSTREAM.name / name if name in TASKS else out
+
+
+def _write_case(out: Path, params: WriteCohort, job: Job) -> list[Row]:
+    name, index = job
+    return LAYOUTS[name].write_case(_root(out, name), params, index)
+
+
+def _run(
+    work: "partial[list[Row]]", jobs: list[Job], num_workers: int
+) -> Iterator[list[Row]]:
+    """Results in the order of ``jobs``, with progress and ETA on stderr."""
+    start = reported = time.monotonic()
+    workers = max(1, min(num_workers, os.cpu_count() or 1))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context) if workers > 1 else None
+    try:
+        results = pool.map(work, jobs, chunksize=4) if pool else map(work, jobs)
+        for done, result in enumerate(results, 1):
+            yield result
+            now = time.monotonic()
+            if now - reported > REPORT_EVERY_S or done == len(jobs):
+                reported = now
+                left = (now - start) / done * (len(jobs) - done)
+                print(
+                    f"write_cohort: {done}/{len(jobs)} cases, {left:.0f} s left",
+                    file=sys.stderr,
+                    flush=True,
+                )
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
