@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from mg3d import paths
 from mg3d.fingerprint import Fingerprint, file_sha256
 from mg3d.params import Model, Objective, VolumeContract
+from mg3d.training.distributed import is_main
 
 if TYPE_CHECKING:  # these import monai, which takes seconds
     from mg3d.models.mg3d import MG3D
@@ -140,7 +141,8 @@ def latest(checkpoints: Path) -> Path | None:
         damage = _damage(checkpoint)
         if damage is None:
             return checkpoint
-        print(f"{checkpoint} is damaged ({damage}): trying the one before", file=sys.stderr)
+        if is_main():
+            print(f"{checkpoint} is damaged ({damage}): trying the one before", file=sys.stderr)
     return None
 
 

@@ -65,13 +65,13 @@ def fit(
         losses = _mean_over_ranks(terms, ids, step)
         optimizer.zero_grad()
         terms["total"].backward()
-        norm = nn.utils.clip_grad_norm_(step_module.parameters(), clip_norm)
-        _check_finite({"gradient": float(norm)}, ids, step)
-        learning_rate = scheduler.get_last_lr()[0]
+        norm = float(nn.utils.clip_grad_norm_(step_module.parameters(), clip_norm))
+        _check_finite({"gradient": norm}, ids, step)
+        learning_rate = float(scheduler.get_last_lr()[0])
         optimizer.step()
         scheduler.step()
 
-        window.append({**losses, "gradient_norm": float(norm), "learning_rate": learning_rate})
+        window.append({**losses, "gradient_norm": norm, "learning_rate": learning_rate})
         progress.update(step, len(ids) * world_size(), losses)
         saving = save is not None and _is_due(step, save_every_steps, num_steps)
         if saving or _is_due(step, report_every_steps, num_steps):

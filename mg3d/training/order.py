@@ -57,3 +57,19 @@ def _endless(seed: int, num_samples: int, batch_size: int) -> Iterator[list[int]
         for start in range(0, num_full, batch_size):
             yield order[start : start + batch_size]
         left_over = order[num_full:]
+
+
+def random_state(device: torch.device) -> torch.Tensor:
+    """State of this rank's global generators, CPU then CUDA: uint8 [bytes] on ``device``."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return torch.cat(states).to(device)
+
+
+def set_random_state(state: torch.Tensor, device: torch.device) -> None:
+    """Undo everything drawn since :func:`random_state`."""
+    num_cpu_bytes = len(torch.get_rng_state())
+    torch.set_rng_state(state[:num_cpu_bytes].cpu())
+    if device.type == "cuda" and len(state) > num_cpu_bytes:
+        torch.cuda.set_rng_state(state[num_cpu_bytes:].cpu(), device)

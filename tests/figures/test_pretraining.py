@@ -8,7 +8,8 @@ from mg3d.figures.pretraining import loss_curves, reconstruction, similarity_mat
 
 def test_loss_curves_hold_the_given_points() -> None:
     train = np.array([[1, 3.0], [2, 2.0], [3, 1.5]])
-    figure = loss_curves({"mim": {"train": train, "validation": train[1:]}, "itc": {"train": train}})
+    mim_curves = {"train": train, "validation": train[1:]}
+    figure = loss_curves({"mim": mim_curves, "itc": {"train": train}})
     mim, itc = figure.axes[:2]
     assert mim.get_title() == "mim"
     np.testing.assert_array_equal(mim.lines[0].get_xydata(), train)

@@ -7,7 +7,8 @@ file, so no port is chosen. What a rank returns (a dict of tensors) comes back a
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -72,7 +73,9 @@ def gathers(rank: int, folder: Path) -> Tensors:
 
 def rows_of_rank(rank: int) -> Tensor:
     """[2, 3] on rank 0, [1, 3] on rank 1."""
-    return torch.arange(1.0, 10.0, dtype=torch.float64).reshape(3, 3)[rank * 2 : rank * 2 + 2 - rank]
+    return torch.arange(1.0, 10.0, dtype=torch.float64).reshape(3, 3)[
+        rank * 2 : rank * 2 + 2 - rank
+    ]
 
 
 class Contrast(nn.Module):
@@ -118,7 +121,7 @@ def fits(rank: int, folder: Path) -> Tensors:
     reported: list[dict[str, float]] = []
     share = 8 // world_size()
 
-    def batches():  # noqa: ANN202
+    def batches() -> Iterator[tuple[list[str], tuple[Tensor, Tensor]]]:
         for step in range(1, 4):
             part = slice(rank * share, (rank + 1) * share)
             volumes, reports = contrast_inputs(step)
@@ -176,6 +179,77 @@ def stops(rank: int, folder: Path) -> Tensors:
         )
     same = all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
     return {"unchanged": torch.tensor(same)}
+
+
+@dataclass(frozen=True)
+class Reports:
+    """The fields of `mg3d.data.pairs.Batch` that masking reads, padded to its own widest report."""
+
+    study_ids: list[str]
+    volume: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    sentence_index: Tensor
+    word_index: Tensor
+    sentence_mask: Tensor
+
+
+def reports(places: list[int]) -> Reports:
+    """Random volumes and reports of different lengths; sample i is the same in every batch."""
+    samples = []
+    for place in places:
+        generator = torch.Generator().manual_seed(place)
+        sentences = [3 + place % 3, 2, 4][: 1 + place % 3]
+        ids = torch.randint(1000, 20000, (sum(sentences),), generator=generator)
+        index = torch.repeat_interleave(torch.arange(len(sentences)), torch.tensor(sentences))
+        volume = torch.rand(1, 64, 32, 32, generator=generator, dtype=torch.float64)
+        samples.append((volume, ids, index, len(sentences)))
+    length = max(len(ids) for _, ids, _, _ in samples) + 2
+    num_sentences = max(number for *_, number in samples)
+    rows = []
+    for volume, ids, index, number in samples:
+        padding = (1, length - len(ids) - 1)
+        words = F.pad(torch.arange(len(ids)) // 2, padding, value=-1)  # two pieces a word
+        attention = F.pad(torch.ones_like(ids), (2, length - len(ids) - 2), value=0)
+        attention[0:2] = 1
+        mask = torch.arange(num_sentences) < number
+        input_ids = F.pad(ids, padding)
+        input_ids[0], input_ids[len(ids) + 1] = 101, 102
+        rows.append((volume, input_ids, attention, F.pad(index, padding, value=-1), words, mask))
+    columns = [torch.stack(column) for column in zip(*rows, strict=True)]
+    return Reports([f"study-{place}" for place in places], *columns)
+
+
+def pretrains(rank: int, folder: Path) -> Tensors:
+    """Losses and gradients of the whole model on this rank's share of a global batch of four."""
+    from mg3d.models.mg3d import MG3D
+    from mg3d.params import Model, Objective, TextEncoder, VisionEncoder
+    from mg3d.training.distributed import gather, world_size
+    from mg3d.training.feed import corrupt
+    from mg3d.training.pretrain import PretrainStep
+
+    vision = VisionEncoder(
+        embed_dim=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_voxels=2
+    )
+    objective = Objective(
+        itc_weight=1.0, mim_block_voxels=16, ssm_similar_from=0.5, ssm_dissimilar_to=0.3
+    )
+    torch.manual_seed(0)
+    model = MG3D(Model(vision=vision, text=TextEncoder(), num_fusion_layers=1), objective).double()
+    module: nn.Module = PretrainStep(model)
+    if world_size() > 1:
+        module = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+    share = 4 // world_size()
+    places = list(range(rank * share, (rank + 1) * share))
+    keys = [(1, place) for place in places]
+    inputs = corrupt(reports(places), keys, 0, objective, 103, 30522)  # type: ignore[arg-type]
+    losses = module(inputs)
+    losses["total"].backward()
+    means = {f"loss/{k}": gather(loss.detach()[None]).mean() for k, loss in losses.items()}
+    gradients = {k: p.grad for k, p in model.named_parameters() if p.requires_grad}
+    assert all(gradient is not None for gradient in gradients.values())
+    widths = {"widths": torch.tensor(inputs.input_ids.shape)}
+    return {**means, **gradients, **widths}  # type: ignore[dict-item]
 
 
 def main() -> None:

@@ -1,0 +1,255 @@
+"""Pre-training of MG-3D: the model of spec/model on the studies of a manifest.
+
+Start it under torchrun, or alone. Start it again and it goes on where it was, or returns at once.
+The run's folder holds ``checkpoints/``, ``metrics.jsonl``, ``figures/``, ``fingerprint.json`` and
+the ledger of the studies.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Subset
+
+from mg3d import paths
+from mg3d.fingerprint import Fingerprint, pretrain_fingerprint
+from mg3d.params import Model, Objective, Pretrain, VolumeContract
+from mg3d.training import checkpoint as checkpoints
+from mg3d.training import distributed
+from mg3d.training.account import account
+from mg3d.training.distributed import gather, is_main, rank, world_size
+from mg3d.training.feed import Feed
+from mg3d.training.loop import OnMetrics, fit
+from mg3d.training.order import random_state, set_random_state
+from mg3d.training.record import Record, loss_history, read_metrics
+from mg3d.training.schedule import parameter_groups, warmup_then_decay
+from mg3d.training.validation import evaluate
+
+if TYPE_CHECKING:
+    from mg3d.models.mg3d import MG3D, Inputs
+
+METRICS = "metrics.jsonl"
+PREFIX = "pretrain"
+SPLITS = ("train", "validation")
+LOSS_FIGURE = "losses.png"  # the last one drawn: with it, the run is complete
+
+
+def pretrain(
+    prepared: Path,
+    out: Path,
+    contract: VolumeContract,
+    model: Model,
+    objective: Objective,
+    params: Pretrain,
+    on_metrics: OnMetrics,
+) -> Path:
+    """Train to ``params.num_steps`` and return the final checkpoint's folder.
+
+    ``prepared`` is what the DVC stages wrote. A run that was interrupted continues bit by bit from
+    its last intact checkpoint; one that is finished returns without work. Raises ValueError if
+    ``out`` holds a run of other params, data or code (naming them), or if the batch does not suit
+    the ranks or the data; FloatingPointError if a loss is not finite.
+    """
+    torch.set_num_threads(params.num_threads_per_rank)
+    with distributed.process_group() as device:
+        if params.batch_size % world_size():
+            raise ValueError(
+                f"pretrain.batch_size {params.batch_size} cannot be shared by {world_size()} ranks"
+                f": make it a multiple of {world_size()}"
+            )
+        fingerprint = pretrain_fingerprint(prepared, contract, model, objective, params)
+        last = _last_checkpoint(out, fingerprint)
+        state = checkpoints.training_state(last) if last else None
+        start_step = state.step if state else 0
+        if last and start_step == params.num_steps and (out / paths.FIGURES / LOSS_FIGURE).exists():
+            return last
+        if is_main():
+            _write_json(out / paths.FINGERPRINT, fingerprint.parts)
+
+        from mg3d.data.pairs import Collate, Pairs
+        from mg3d.models.mg3d import MG3D
+        from mg3d.models.text import load_tokenizer
+
+        whole = account(_volumes(prepared), out, device)
+        training, validation = (
+            Subset(pairs, [i for i, study_id in enumerate(pairs.study_ids) if study_id in whole])
+            for pairs in (Pairs(prepared, split, contract) for split in SPLITS)
+        )
+        samples = hashlib.sha256("".join(sorted(whole)).encode()).hexdigest()
+        if state and state.position["samples_sha256"] != samples:
+            raise ValueError(
+                f"the readable volumes are not those of step {start_step} (see "
+                f"{out / paths.LEDGER_ENTRIES}): restore the files, or train in another folder"
+            )
+
+        torch.manual_seed(params.seed)
+        network = MG3D(model, objective).to(device)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(
+                network,
+                learning_rate=params.learning_rate,
+                weight_decay=params.weight_decay,
+                heads=network.heads,
+                head_learning_rate_factor=params.head_learning_rate_factor,
+            )
+        )
+        if last and state:
+            checkpoints.restore(last, network, optimizer)
+            set_random_state(state.rng[rank() % len(state.rng)], device)
+        scheduler = warmup_then_decay(
+            optimizer, params.num_steps, params.warmup_fraction, start_step
+        )
+
+        tokenizer = load_tokenizer(model.text.name_or_folder)
+        feed = Feed(
+            Collate(tokenizer, model.text.max_tokens),
+            objective,
+            params,
+            tokenizer.mask_token_id,
+            network.text_encoder.vocab_size,
+            device,
+        )
+        record = Record(out / METRICS, start_step, on_metrics)
+        similarity = np.zeros((0, 0))
+
+        def validate(step: int) -> dict[str, float]:
+            nonlocal similarity
+            network.eval()
+            with torch.autocast(
+                device.type, torch.bfloat16, enabled=params.precision == "bfloat16"
+            ):
+                scores, similarity = evaluate(network, feed.validation(validation))
+            return scores
+
+        def save(step: int) -> None:
+            rng = gather(random_state(device)[None])
+            if is_main():
+                checkpoints.save(
+                    out / paths.CHECKPOINTS,
+                    step=step,
+                    model=network,
+                    optimizer=optimizer,
+                    contract=contract,
+                    model_params=model,
+                    objective_params=objective,
+                    fingerprint=fingerprint,
+                    rng=rng,
+                    position={
+                        "samples_seen": step * params.batch_size,
+                        "epoch": step * params.batch_size // len(training),
+                        "samples_sha256": samples,
+                    },
+                    num_kept=params.num_kept_checkpoints,
+                )
+            distributed.barrier()
+
+        fit(
+            _parallel(PretrainStep(network), device),
+            feed.training(training, start_step),
+            optimizer=optimizer,
+            scheduler=scheduler,
+            num_steps=params.num_steps,
+            clip_norm=params.clip_norm,
+            on_metrics=record,
+            prefix=PREFIX,
+            validate=validate,
+            validate_every_steps=params.validate_every_steps,
+            save=save,
+            save_every_steps=params.checkpoint_every_steps,
+            start_step=start_step,
+            report_every_steps=params.report_every_steps,
+            precision=params.precision,
+        )
+        if start_step == params.num_steps:  # killed between the last checkpoint and the figures
+            validate(params.num_steps)
+        if is_main():
+            network.eval()
+            example = feed.fixed(validation, [0]) if len(validation) else None
+            _draw(out, network, example, similarity)
+        distributed.barrier()
+        final = checkpoints.latest(out / paths.CHECKPOINTS)
+        assert final is not None, f"no checkpoint under {out} after training"
+        return final
+
+
+class PretrainStep(nn.Module):
+    """Model and objective as one module, so that DDP sees one forward: inputs -> named losses."""
+
+    def __init__(self, model: "MG3D", gather: Callable[[Tensor], Tensor] = gather) -> None:
+        super().__init__()
+        self.model = model
+        self.gather = gather
+
+    def forward(self, inputs: "Inputs") -> dict[str, Tensor]:
+        from mg3d.objectives.objective import objective
+
+        return objective(self.model(inputs), inputs, self.model.objective, self.gather)
+
+
+def _last_checkpoint(out: Path, fingerprint: Fingerprint) -> Path | None:
+    """Where to go on from; raises ValueError if it belongs to another run."""
+    last = checkpoints.latest(out / paths.CHECKPOINTS)
+    if last is not None:
+        changes = checkpoints.training_state(last).fingerprint.changes(fingerprint)
+        if changes:
+            raise ValueError(
+                f"{out} holds a run of something else:\n  "
+                + "\n  ".join(changes)
+                + "\nUndo the change to resume it, or train in another folder (--out)"
+            )
+    return last
+
+
+def _volumes(prepared: Path) -> dict[str, tuple[Path, str]]:
+    """Volume file and its SHA-256 of each study of the splits, by study id."""
+    manifest = pd.read_parquet(paths.stage_folder("build_manifest", prepared) / paths.MANIFEST)
+    rows = manifest[manifest["split"].isin(SPLITS)]
+    return {
+        row.study_id: (prepared / row.volume, row.volume_sha256)
+        for row in rows.itertuples(index=False)
+    }
+
+
+def _parallel(module: nn.Module, device: torch.device) -> nn.Module:
+    if world_size() == 1:
+        return module
+    return DistributedDataParallel(
+        module,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,  # they are constants
+    )
+
+
+@torch.no_grad()
+def _draw(out: Path, model: "MG3D", example: "Inputs | None", similarity: np.ndarray) -> None:
+    """Loss curves, one reconstructed validation study, similarity of validation pairs."""
+    from mg3d.figures.pretraining import loss_curves, reconstruction, similarity_matrix
+
+    if len(similarity):
+        title = f"{len(similarity)} validation studies"
+        _save_figure(out, "similarity.png", similarity_matrix(similarity, title))
+    if example is not None and model.objective.mim_weight:
+        seen, masked, rebuilt = (
+            volume[0, 0].float().clamp(0, 1).cpu().numpy()
+            for volume in (example.volume, example.masked_volume, model(example).reconstruction)
+        )
+        figure = reconstruction(seen, masked, rebuilt, "a validation study")
+        _save_figure(out, "reconstruction.png", figure)
+    _save_figure(out, LOSS_FIGURE, loss_curves(loss_history(read_metrics(out / METRICS), PREFIX)))
+
+
+def _save_figure(out: Path, name: str, figure: Any) -> None:
+    with paths.atomic_write(out / paths.FIGURES / name) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def _write_json(path: Path, tree: Any) -> None:
+    with paths.atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(tree, indent=1) + "\n")

@@ -1,0 +1,240 @@
+"""Checkpoints are whole or absent, survive damage, and give back every bit."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from mg3d import paths
+from mg3d.fingerprint import Fingerprint
+from mg3d.params import Model, Objective, TextEncoder, VisionEncoder, VolumeContract
+from mg3d.training import checkpoint
+
+CONTRACT = VolumeContract(spacing_mm=(5.0, 5.0, 5.0), shape_voxels=(32, 32, 32))
+TINY = Model(
+    vision=VisionEncoder(embed_dim=6, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2), window_voxels=2),
+    text=TextEncoder(max_tokens=32),
+    num_fusion_layers=1,
+)
+MIM_ONLY = Objective(
+    mlm_weight=0, sfr_weight=0, cml_weight=0, dfa_weight=0, ssm_weight=0, mim_block_voxels=8
+)
+
+
+def _net() -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    groups = [{"params": net[0].parameters(), "lr": 0.1}, {"params": [*net[2].parameters()]}]
+    return net, torch.optim.AdamW(groups, lr=0.01, weight_decay=0.3)
+
+
+def _train(net: nn.Module, optimizer: torch.optim.Optimizer, num_steps: int) -> None:
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        net(torch.rand(5, 3)).square().mean().backward()
+        optimizer.step()
+
+
+def _save(folder: Path, step: int, net: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+    return checkpoint.save(
+        folder,
+        step=step,
+        model=net,
+        optimizer=optimizer,
+        contract=CONTRACT,
+        model_params=TINY,
+        objective_params=MIM_ONLY,
+        fingerprint=Fingerprint({"pretrain": {"seed": 1}}),
+        rng=torch.get_rng_state()[None],
+        position={"samples_seen": 8 * step},
+        num_kept=2,
+    )
+
+
+def test_resuming_gives_the_same_bits(tmp_path: Path) -> None:
+    net, optimizer = _net()
+    _train(net, optimizer, 5)
+    folder = _save(tmp_path, 5, net, optimizer)
+    assert folder == tmp_path / "step-000005"
+    _train(net, optimizer, 5)
+
+    torch.manual_seed(123)
+    resumed, its_optimizer = (
+        nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)),
+        None,
+    )
+    groups = [{"params": resumed[0].parameters()}, {"params": resumed[2].parameters()}]
+    its_optimizer = torch.optim.AdamW(groups)
+    checkpoint.restore(folder, resumed, its_optimizer)
+    state = checkpoint.training_state(folder)
+    torch.set_rng_state(state.rng[0])
+    _train(resumed, its_optimizer, 5)
+
+    assert (state.step, state.position) == (5, {"samples_seen": 40})
+    assert state.fingerprint == Fingerprint({"pretrain": {"seed": 1}})
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+def test_the_weights_file_says_what_it_is(tmp_path: Path) -> None:
+    folder = _save(tmp_path, 3, *_net())
+    with safe_open(folder / paths.WEIGHTS, "pt") as file:
+        header = file.metadata()
+    assert VolumeContract.model_validate_json(header["contract"]) == CONTRACT
+    assert Model.model_validate_json(header["model"]) == TINY
+    assert Objective.model_validate_json(header["objective"]) == MIM_ONLY
+    assert header["step"] == "3"
+    assert header["fingerprint"] == Fingerprint({"pretrain": {"seed": 1}}).digest
+    suffixes = {file.suffix for file in folder.iterdir()}
+    assert suffixes == {".safetensors", ".json", ""}
+
+
+def test_the_last_ones_are_kept_in_order_of_steps(tmp_path: Path) -> None:
+    for step in (999998, 999999, 1000000):
+        _save(tmp_path, step, *_net())
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["step-1000000", "step-999999"]
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-1000000"
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "training_state.safetensors"])
+def test_a_flipped_bit_falls_back(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _save(tmp_path, 1, *_net())
+    newest = _save(tmp_path, 2, *_net())
+    content = bytearray((newest / name).read_bytes())
+    content[-5] ^= 1
+    (newest / name).write_bytes(content)
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-000001"
+    assert f"{name} has another checksum" in capsys.readouterr().err
+    _save(tmp_path, 2, *_net())  # the resumed training comes by again
+    assert checkpoint.latest(tmp_path) == newest
+
+
+def test_missing_files_fall_back_and_nothing_is_none(tmp_path: Path) -> None:
+    assert checkpoint.latest(tmp_path / "absent") is None
+    older, newest = _save(tmp_path, 1, *_net()), _save(tmp_path, 2, *_net())
+    (newest / paths.WEIGHTS).unlink()
+    assert checkpoint.latest(tmp_path) == older
+    (older / checkpoint.CHECKSUMS).unlink()
+    assert checkpoint.latest(tmp_path) is None
+
+
+def test_an_interrupted_write_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = _save(tmp_path, 1, *_net())
+    before = {file.name: file.read_bytes() for file in old.iterdir()}
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_flatten", crash)  # after the weights, before the rest
+        with pytest.raises(KeyboardInterrupt):
+            _save(tmp_path, 2, *_net())
+    assert checkpoint.latest(tmp_path) == old
+    assert {file.name: file.read_bytes() for file in old.iterdir()} == before
+    assert (tmp_path / ".step-000002" / paths.WEIGHTS).exists()
+    _save(tmp_path, 2, *_net())
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["step-000001", "step-000002"]
+
+
+def test_everything_is_on_disk_before_the_name_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))
+    )
+    monkeypatch.setattr(
+        Path, "rename", lambda self, to: (events.append("rename"), rename(self, to))[1]
+    )
+    folder = _save(tmp_path, 1, *_net())
+    renamed = events.index("rename")
+    synced = {Path(event).name for event in events[:renamed]}
+    assert synced == {file.name for file in folder.iterdir()} | {".step-000001"}
+    assert events[renamed + 1] == str(tmp_path)
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    folder = _save(tmp_path, 1, *_net())
+    other = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
+    with pytest.raises(ValueError, match=r"does not fit the model.*unexpected"):
+        checkpoint.restore(folder, other, torch.optim.AdamW(other.parameters()))
+
+
+def test_coverage_counts() -> None:
+    module = nn.Linear(2, 3)
+    weights = {"weight": torch.ones(3, 2), "bias": torch.ones(4), "extra": torch.ones(1)}
+    coverage = checkpoint.load_matching(module, weights)
+    assert coverage == checkpoint.Coverage(loaded=1, missing=0, unexpected=1, mismatched=1)
+    assert coverage.fraction == 0.5
+    assert torch.equal(module.weight, torch.ones(3, 2))
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+    """A real model and its checkpoint."""
+    from mg3d.models.mg3d import MG3D
+
+    torch.manual_seed(1)
+    model = MG3D(TINY, MIM_ONLY)
+    optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+    return model, _save(tmp_path_factory.mktemp("checkpoints"), 7, model, optimizer)
+
+
+def test_load_model_gives_the_model_back(real: tuple[nn.Module, Path]) -> None:
+    model, folder = real
+    torch.manual_seed(2)
+    loaded = checkpoint.load_model(folder)
+    assert (loaded.step, loaded.contract) == (7, CONTRACT)
+    assert (loaded.model_params, loaded.objective_params) == (TINY, MIM_ONLY)
+    assert not loaded.model.training
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, loaded.model.state_dict()[key]), key
+
+
+def test_load_encoder_gives_the_encoder_and_its_coverage(real: tuple[nn.Module, Path]) -> None:
+    model, folder = real
+    encoder, coverage, contract = checkpoint.load_encoder(folder)
+    assert contract == CONTRACT
+    assert not encoder.training
+    num_tensors = len(encoder.state_dict())
+    assert coverage == checkpoint.Coverage(num_tensors, missing=0, unexpected=0, mismatched=0)
+    volume = torch.rand(1, 1, 32, 32, 32)
+    with torch.no_grad():
+        expected = model.eval().vision_encoder.features(volume)
+        assert torch.equal(encoder.features(volume), expected)
+
+
+def test_an_encoder_that_is_not_there_is_refused(
+    real: tuple[nn.Module, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "step-000007"
+    shutil.copytree(real[1], folder)
+    with safe_open(folder / paths.WEIGHTS, "pt") as file:
+        header = file.metadata()
+    weights = load_file(folder / paths.WEIGHTS)
+    keys = [key for key in weights if key.startswith("vision_encoder.")]
+    for key in keys[: len(keys) // 10]:
+        weights[f"renamed.{key}"] = weights.pop(key)
+    save_file(weights, folder / paths.WEIGHTS, header)
+    with pytest.raises(ValueError, match=r"covers 9\d% of the vision encoder.*95% are needed"):
+        checkpoint.load_encoder(folder)
+    with pytest.raises(ValueError, match="does not fit the model"):
+        checkpoint.load_model(folder)
+
+
+def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no readable weights\.safetensors"):
+        checkpoint.load_encoder(tmp_path)
+    save_file({"a": torch.ones(1)}, tmp_path / paths.WEIGHTS)
+    with pytest.raises(ValueError, match="no volume contract"):
+        checkpoint.load_encoder(tmp_path)
