@@ -45,8 +45,15 @@ def sfr_prediction_head(width: int) -> nn.Sequential:
 
 
 def sfr_target_head(width: int) -> nn.Sequential:
-    """[B, S, E] -> [B, S, 8], a frozen random map: a learned one can collapse (spec/model 4.2)."""
+    """[B, S, E] -> [B, S, 8], a frozen random map: a learned one can collapse (spec/model 4.2).
+
+    Its biases are zero: random ones are larger than the features of a small encoder and would make
+    all targets alike (mean cosine between MiniLM sentences 0.93 instead of 0.77).
+    """
     head = nn.Sequential(nn.Linear(width, width // 2), nn.ReLU(), nn.Linear(width // 2, SFR_WIDTH))
+    for name, parameter in head.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
     return head.requires_grad_(False)
 
 

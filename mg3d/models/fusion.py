@@ -162,7 +162,7 @@ class Aggregation(nn.Module):
     def forward(
         self, sentences: Tensor, mask: Tensor, image_global: Tensor
     ) -> tuple[Tensor | None, Tensor]:
-        """[B, S, E], [B, S], [B, E] -> aggregated global [B, E] (None unless ``pooled``), [B, S, E].
+        """[B, S, E], [B, S], [B, E] -> aggregated global [B, E] or None, sentences [B, S, E].
 
         The gate is symmetric, so this is `GatedAttention` with one token on the other side; its
         ``query`` is the spec's W_k and its ``key`` the spec's W_q.

@@ -264,7 +264,11 @@ class MG3D(nn.Module):
         return self.mlm_head.transform(fused)
 
     def _ssm_targets(self, inputs: Inputs, means: Tensor) -> Tensor:
-        """What decides which sentences are similar, [B, S, E] (spec/model 4.7)."""
+        """What decides which sentences are similar, [B, S, E] (spec/model 4.7).
+
+        The reference's thresholds (0.9, 0.6) belong to static embeddings. In context they have no
+        positives: MiniLM gives the same sentence in two reports a cosine of 0.75 to 0.82.
+        """
         if self.objective.ssm_target == "contextual":
             return means
         static = self.text_encoder.static(inputs.input_ids)
