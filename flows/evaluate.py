@@ -31,7 +31,7 @@ def evaluate(
         params: A complete params file.
         tasks: Names under `downstream` in the params file; all of them when left out.
     """
-    names = tasks or list(load_params(params).downstream.model_dump())
+    names = load_params(params).downstream_tasks(tasks)
     out = checkpoint.parent.parent / "evaluate"
     with launch.ended_together():
         futures = [evaluate_one.submit(name, checkpoint, out / name, params) for name in names]

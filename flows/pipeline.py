@@ -11,6 +11,7 @@ from flows.evaluate import evaluate
 from flows.prepare import prepare
 from flows.pretrain import pretrain
 from mg3d import paths
+from mg3d.params import load_params
 
 
 @task(cache_policy=NO_CACHE)
@@ -20,15 +21,19 @@ def register(run: Path, params: Path) -> str:
 
 
 @flow
-def pipeline(params: Path = paths.PARAMS) -> Path:
+def pipeline(params: Path = paths.PARAMS, tasks: list[str] | None = None) -> Path:
     """From a DICOM and report export to a registered encoder; prints the results, returns the run.
 
     Args:
         params: A complete params file.
+        tasks: Downstream tasks to evaluate on; all of them when left out.
     """
+    load_params(params).downstream_tasks(
+        tasks
+    )  # a mistake must not surface after hours of training
     prepare(params)
     checkpoint = pretrain(params)
-    evaluate(checkpoint, params)
+    evaluate(checkpoint, params, tasks)
     run = checkpoint.parent.parent
     register(run, params)
     child.mg3d("table", run)
