@@ -1,0 +1,40 @@
+"""The image encoder a task starts from: pre-trained, or random of the same architecture."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+
+from mg3d import paths
+from mg3d.params import Finetune, Model, VolumeContract
+from mg3d.training.checkpoint import load_encoder
+
+if TYPE_CHECKING:
+    from mg3d.models.vision import SwinEncoder
+
+
+def starting_encoder(
+    checkpoint: Path, params: Finetune
+) -> tuple["SwinEncoder", VolumeContract, dict[str, Any]]:
+    """Encoder by mode (``scratch``: random), the contract it needs, and provenance for the result.
+
+    Provenance: ``contract_digest`` and ``encoder_coverage`` (None from scratch).
+    """
+    encoder, coverage, contract = load_encoder(checkpoint)
+    if params.mode == "scratch":
+        encoder = random_encoder(checkpoint, params.seed)
+    used = asdict(coverage) if params.mode != "scratch" else None
+    return encoder, contract, {"contract_digest": contract.digest(), "encoder_coverage": used}
+
+
+def random_encoder(checkpoint: Path, seed: int) -> "SwinEncoder":
+    """The checkpoint's architecture with fresh weights: the null baseline of pre-training."""
+    from mg3d.models.vision import SwinEncoder
+
+    with safe_open(checkpoint / paths.WEIGHTS, "pt") as file:
+        model = Model.model_validate_json(file.metadata()["model"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SwinEncoder(model.vision).eval()

@@ -1,0 +1,184 @@
+"""A case's image, whatever its format, under the volume contract.
+
+.nii(.gz) and .mha carry geometry and HU. A folder of JPG slices carries neither: the window is
+burned in and there is no spacing, so the stack is resized to the contract's shape and its 0..255
+are stretched over the contract's window; millimetres and HU mean nothing there.
+"""
+
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mg3d.data.volumes import apply_window, load_nifti, resample_to_contract
+from mg3d.finetuning.task import Case
+from mg3d.ledger import Ledger, Reason
+from mg3d.params import VolumeContract
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_DIGITS = re.compile(r"(\d+)")
+AIR_HU, SOFT_TISSUE_HU = -500, (-300, 300)
+MIN_SHARE = 0.01  # of the voxels must be air or lung, and as many soft tissue
+
+
+def natural_key(name: str) -> tuple[tuple[int, str], ...]:
+    """Sort key in which slice 2 comes before slice 10."""
+    return tuple(
+        (int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(name) if part
+    )
+
+
+def load_image(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """The image with its geometry: HU (X, Y, Z) float32, and affine 4x4 to RAS mm.
+
+    Raises ValueError for another format, OSError or RuntimeError for a broken file.
+    """
+    name = case.image.name
+    if name.endswith((".nii", ".nii.gz")):
+        volume, affine = load_nifti(case.image)
+    elif name.endswith(".mha"):
+        volume, affine = _load_mha(case.image)
+    else:
+        raise ValueError(f"image format {case.image.suffix!r}: .nii, .nii.gz or .mha are read")
+    slope, intercept = case.rescale
+    volume = np.asarray(volume, dtype=np.float32) * np.float32(slope) + np.float32(intercept)
+    if case.spacing_mm is not None:  # the header of a raw file holds no millimetres
+        affine = affine.copy()
+        axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+        affine[:3, :3] = axes * np.array(case.spacing_mm)
+    return volume, affine
+
+
+def load_slices(folder: Path, contract: VolumeContract) -> np.ndarray:
+    """A folder of JPG slices as int16 "HU" (D, H, W) of the contract's shape.
+
+    Natural order of names, the first slice uppermost (as viewers export a chest); rows run front to
+    back and columns from the patient's right to the left, so all three axes are turned round.
+    Raises ValueError without slices or with slices of different sizes.
+    """
+    from PIL import Image
+    from scipy.ndimage import zoom
+
+    files = sorted(
+        (file for file in folder.iterdir() if file.suffix.lower() in {".jpg", ".jpeg"}),
+        key=lambda file: natural_key(file.name),
+    )
+    planes = [np.asarray(Image.open(file).convert("L"), dtype=np.float32) for file in files]
+    if len({plane.shape for plane in planes}) != 1:
+        raise ValueError(f"{len(files)} slices of {len({p.shape for p in planes})} sizes")
+    stack = np.stack(planes)[::-1, ::-1, ::-1]
+    factors = [new / old for new, old in zip(contract.shape_voxels, stack.shape, strict=True)]
+    resized = zoom(stack, factors, order=1, mode="nearest", grid_mode=True)
+    low, high = contract.window_hu
+    return np.round(low + resized / 255 * (high - low)).astype(np.int16)
+
+
+def problem(volume: np.ndarray) -> tuple[Reason, str] | None:
+    """Why HU values (any shape) cannot be a chest CT, or None.
+
+    Air and soft tissue must be where HU puts them: a volume rescaled twice has no soft tissue, one
+    never rescaled has no air (CT-CLIP issue 50).
+    """
+    if not np.isfinite(volume).all():
+        return Reason.NOT_FINITE, ""
+    if volume.min() == volume.max():
+        return Reason.CONSTANT, ""
+    air = float((volume < AIR_HU).mean())
+    low, high = SOFT_TISSUE_HU
+    soft = float(((volume > low) & (volume < high)).mean())
+    if min(air, soft) < MIN_SHARE:
+        return Reason.NOT_HU, f"air {air:.1%}, soft tissue {soft:.1%} of the voxels"
+    return None
+
+
+class PackedCases:
+    """Volumes of cases under one contract, read from disk one at a time."""
+
+    def __init__(self, folder: Path, contract: VolumeContract) -> None:
+        self.folder, self.contract = folder, contract
+
+    def volume_hu(self, case: Case) -> np.ndarray:
+        """int16 (D, H, W)."""
+        return np.load(self.folder / f"{case.case_id}.npy", allow_pickle=False)
+
+    def batch(self, cases: Sequence[Case]) -> "Tensor":
+        """Windowed volumes, float32 [B, 1, D, H, W] in [0, 1]."""
+        import torch
+
+        window = self.contract.window_hu
+        volumes = [apply_window(self.volume_hu(case), window) for case in cases]
+        return torch.from_numpy(np.stack(volumes)[:, None])
+
+    def middle_slice(self, case: Case) -> np.ndarray:
+        """Axial uint8 (H, W) at half height, turned as radiologists look at it."""
+        return self.slices(case, 1)[0]
+
+    def slices(self, case: Case, count: int) -> np.ndarray:
+        """``count`` axial slices evenly over the height, uint8 [count, H, W], front row first."""
+        volume = apply_window(self.volume_hu(case), self.contract.window_hu)
+        depth = [round((index + 1) * len(volume) / (count + 1)) for index in range(count)]
+        return np.round(volume[depth][:, ::-1, ::-1] * 255).astype(np.uint8)
+
+
+@contextmanager
+def packed_cases(
+    split: dict[str, list[Case]], contract: VolumeContract, ledger: Ledger
+) -> Iterator[PackedCases]:
+    """Read each case once into a temporary folder; unreadable ones go to the ledger and leave
+    ``split`` (in place), so they never stop their neighbours."""
+    from mg3d.training.loop import Progress
+
+    with tempfile.TemporaryDirectory(prefix="mg3d-cases-") as name:
+        folder = Path(name)
+        progress = Progress(f"{ledger.stage}/read", sum(map(len, split.values())), 0)
+        done = 0
+        for part, cases in split.items():
+            kept = []
+            for case in cases:
+                volume = read_case(case, contract, ledger)
+                if volume is not None:
+                    np.save(folder / f"{case.case_id}.npy", volume)
+                    kept.append(case)
+                done += 1
+                progress.update(done, 1, {})
+            split[part] = kept
+        yield PackedCases(folder, contract)
+
+
+def read_case(case: Case, contract: VolumeContract, ledger: Ledger) -> np.ndarray | None:
+    """int16 HU (D, H, W) under the contract, or None after saying why in the ledger."""
+    try:
+        if case.image.is_dir():
+            volume = load_slices(case.image, contract)
+            if volume.min() == volume.max():
+                ledger.quarantine(case.case_id, Reason.CONSTANT)
+                return None
+            return volume
+        image, affine = load_image(case)
+    except Exception as error:  # any reader's error means the same here: this file cannot be read
+        ledger.quarantine(case.case_id, Reason.UNREADABLE, type(error).__name__)
+        return None
+    found = problem(image) if image.ndim == 3 else (Reason.WRONG_SHAPE, f"{image.ndim} axes")
+    if found is not None:
+        ledger.quarantine(case.case_id, *found)
+        return None
+    return resample_to_contract(image, affine, contract)
+
+
+def _load_mha(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """MetaImage by SimpleITK: (X, Y, Z) and the affine, turned from its LPS to RAS."""
+    import SimpleITK
+
+    image = SimpleITK.ReadImage(str(path))
+    volume = SimpleITK.GetArrayFromImage(image).transpose()
+    affine = np.eye(4)
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    affine[:3, :3] = direction * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return volume, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine

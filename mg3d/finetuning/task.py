@@ -1,0 +1,336 @@
+"""A downstream task: a declaration, its cases, its split, and the one way to evaluate it.
+
+Order: predictions are files first, scores are read from those files, figures too, and
+``result.json`` comes last, so its presence means that everything else is there.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mg3d import fingerprint, paths
+from mg3d.ledger import Ledger
+from mg3d.metrics.bootstrap import Estimate
+from mg3d.params import Finetune
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+OnMetrics = Callable[[int, dict[str, float]], None]
+SPLITS = ("train", "validation", "test")
+_CODE = ("data/volumes.py", "data/pairs.py", "models", "training", "finetuning", "metrics")
+_LIBRARIES = ("torch", "monai", "transformers", "scikit-learn", "numpy", "scipy")
+_READ_WHOLE = 4 * 2**20  # files up to this size, and every table, count by content
+
+
+@dataclass(frozen=True)
+class Case:
+    """One record of a data set: paths, text and labels, nothing loaded.
+
+    ``image`` is a .nii(.gz), a .mha, or a folder of JPG slices. ``labels`` are 0, 1, or None where
+    a label does not apply. ``stratum`` keeps rare kinds of case in every split. ``scan_id`` is
+    shared by the reconstructions of one scan. ``rescale`` (slope, intercept) and ``spacing_mm``
+    (x, y, z) correct files that hold raw values. Ids are pseudonyms.
+    """
+
+    case_id: str
+    patient_id: str
+    image: Path
+    labels: Mapping[str, int | None] = field(default_factory=dict)
+    mask: Path | None = None
+    text: str = ""
+    scan_id: str = ""
+    split: str | None = None
+    stratum: str = ""
+    rescale: tuple[float, float] = (1.0, 0.0)
+    spacing_mm: tuple[float, float, float] | None = None
+
+
+Split = dict[str, list[Case]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a kind reads from its prediction files.
+
+    ``metrics`` are the model's, ``nulls`` the same metrics of each null baseline, ``counts`` what
+    was counted, ``notes`` what a reader of the numbers must know.
+    """
+
+    metrics: dict[str, Estimate]
+    nulls: dict[str, dict[str, Estimate]]
+    counts: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Kind(Protocol):
+    """A module of this package: classification, segmentation, retrieval or report_generation."""
+
+    NAME: str
+
+    def predict(
+        self,
+        split: Split,
+        checkpoint: Path,
+        predictions: Path,
+        params: Any,
+        ledger: Ledger,
+        on_metrics: OnMetrics,
+        prefix: str,
+    ) -> dict[str, Any]:
+        """Train what the mode trains on train, write files for test; returns provenance."""
+
+    def score(self, predictions: Path, params: Any) -> Scores:
+        """Metrics and null baselines from prediction files only; no model, no image."""
+
+    def draw(self, predictions: Path, params: Any) -> "dict[str, Figure]":
+        """Figures by file name (without suffix), from prediction files only."""
+
+
+@dataclass(frozen=True)
+class DownstreamTask:
+    """The declaration in a file of `mg3d.downstream`.
+
+    ``version`` rises whenever anything changes a number. ``cases(data, ledger)`` reads the official
+    layout, declares every input to the ledger and quarantines the bad ones; it settles nothing
+    else. ``headline`` names the metric that heads the task; where it is unavailable the next one
+    does, and the result says why.
+    """
+
+    name: str
+    version: str
+    kind: Kind
+    cases: Callable[[Path, Ledger], list[Case]]
+    headline: tuple[str, ...]
+    citation: str
+    licence: str
+
+
+def split_cases(
+    cases: Sequence[Case], *, seed: int, validation_fraction: float, test_fraction: float
+) -> Split:
+    """Train, validation and test, disjoint by patient.
+
+    An official test set (``Case.split == "test"``) is kept and the rest divides; otherwise test is
+    drawn too. Patients are ordered by stratum, then by a hash of seed and id, and every k-th goes
+    to test: exact shares, in every stratum, whatever the order of the files.
+    Raises ValueError if a patient is on both sides of an official split.
+    """
+    strata: dict[str, str] = {}
+    official: dict[str, str | None] = {}
+    for case in cases:
+        strata[case.patient_id] = max(case.stratum, strata.get(case.patient_id, ""))
+        known = official.setdefault(case.patient_id, case.split)
+        if known != case.split:
+            raise ValueError(
+                f"{case.patient_id} is in {known} and in {case.split}: repair the official split, "
+                "a patient may be in one part only"
+            )
+    part = {patient: name for patient, name in official.items() if name is not None}
+    open_patients = [p for p in strata if p not in part or part[p] == "train"]
+    has_official = bool(part)
+    if not has_official:
+        chosen = _every_kth(open_patients, strata, seed, "test", test_fraction)
+        part.update(dict.fromkeys(chosen, "test"))
+    if "validation" not in part.values():
+        rest = [patient for patient in open_patients if part.get(patient) != "test"]
+        share = validation_fraction / (1 - (0 if has_official else test_fraction))
+        chosen = _every_kth(rest, strata, seed, "validation", share)
+        part.update(dict.fromkeys(chosen, "validation"))
+    split: Split = {name: [] for name in SPLITS}
+    for case in sorted(cases, key=lambda case: case.case_id):
+        split[part.get(case.patient_id, "train")].append(case)
+    return split
+
+
+def _every_kth(
+    patients: Sequence[str], strata: Mapping[str, str], seed: int, purpose: str, share: float
+) -> list[str]:
+    """A share of ``patients``, spread evenly over strata, chosen by hash."""
+
+    def rank(patient: str) -> tuple[str, str]:
+        return strata[patient], hashlib.sha256(f"{seed}/{purpose}/{patient}".encode()).hexdigest()
+
+    ordered = sorted(patients, key=rank)
+    return [
+        patient
+        for index, patient in enumerate(ordered)
+        if int((index + 1) * share + 0.5) > int(index * share + 0.5)
+    ]
+
+
+def split_sha256(split: Split) -> str:
+    """Digest of which case is where."""
+    ids = {name: [case.case_id for case in cases] for name, cases in split.items()}
+    return hashlib.sha256(json.dumps(ids, sort_keys=True).encode()).hexdigest()
+
+
+def data_digest(data: Path) -> str:
+    """Digest of a data set: names and sizes; contents of tables and of files up to 4 MiB."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in data.rglob("*") if path.is_file()):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(data)}\x00{size}\x00".encode())
+        if size <= _READ_WHOLE or file.suffix in {".csv", ".json", ".txt"}:
+            digest.update(fingerprint.file_sha256(file).encode())
+    return digest.hexdigest()[:16]
+
+
+def evaluate(
+    task: DownstreamTask,
+    checkpoint: Path,
+    data: Path,
+    out: Path,
+    params: Finetune,
+    on_metrics: OnMetrics,
+) -> dict[str, Any]:
+    """Predict, score, draw; write ``out/result.json`` and return it.
+
+    ``data`` is the folder of this data set in its official layout. If a result with the same
+    inputs (params, weights, data, code) is there, it is returned without work. Raises ValueError
+    when the data are missing or leave nothing to test on.
+    """
+    if not data.is_dir():
+        raise ValueError(
+            f"no data for {task.name} at {data}: put the data set there in its official layout, "
+            "or run `mg3d write_cohort`"
+        )
+    inputs: dict[str, Any] = {
+        "task": {"name": task.name, "version": task.version},
+        "params": params.model_dump(mode="json"),
+        "checkpoint": fingerprint.file_sha256(checkpoint / paths.WEIGHTS),
+        "data": data_digest(data),
+        "code": fingerprint.code((*_CODE, f"downstream/{task.name}.py")),
+        "libraries": fingerprint.libraries(_LIBRARIES),
+    }
+    result_file = out / paths.RESULT
+    if result_file.exists():
+        existing: dict[str, Any] = json.loads(result_file.read_text())
+        if existing.get("inputs") == inputs:
+            return existing
+        result_file.unlink()
+
+    import torch
+
+    began = time.monotonic()
+    torch.set_num_threads(params.num_threads)
+    ledger = Ledger(task.name, "case")
+    cases = task.cases(data, ledger)
+    if not cases:
+        raise ValueError(
+            f"no usable case for {task.name} under {data}: {_reasons(ledger)}; "
+            "is it the official layout?"
+        )
+    split = split_cases(
+        cases,
+        seed=params.seed,
+        validation_fraction=params.validation_fraction,
+        test_fraction=params.test_fraction,
+    )
+    predictions = out / paths.PREDICTIONS
+    shutil.rmtree(predictions, ignore_errors=True)
+    predictions.mkdir(parents=True)
+    provenance = task.kind.predict(
+        split, checkpoint, predictions, params, ledger, on_metrics, task.name
+    )
+    settled = {entry.input_id for entry in ledger.entries}
+    for case in cases:
+        if case.case_id not in settled:
+            ledger.use(case.case_id)
+    ledger.write(out)
+
+    scores = task.kind.score(predictions, params)
+    result = {
+        "task": task.name,
+        "version": task.version,
+        "kind": task.kind.NAME,
+        "mode": params.mode,
+        "seed": params.seed,
+        **summarise(task.headline, scores),
+        "cases": {name: len(part) for name, part in split.items()},
+        "ledger": ledger.summary(),
+        "split_sha256": split_sha256(split),
+        **provenance,
+        "checkpoint_sha256": inputs["checkpoint"],
+        "wall_s": 0.0,
+        "citation": task.citation,
+        "licence": task.licence,
+        "inputs": inputs,
+    }
+    figures = out / paths.FIGURES
+    figures.mkdir(exist_ok=True)
+    for name, figure in task.kind.draw(predictions, params).items():
+        with paths.atomic_write(figures / f"{name}.png") as temporary:
+            figure.savefig(temporary, dpi=110)
+    result["wall_s"] = round(time.monotonic() - began, 2)
+    with paths.atomic_write(result_file) as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def score(task: DownstreamTask, out: Path, params: Finetune) -> dict[str, Any]:
+    """Headline, metrics and nulls computed again from ``out/predictions`` alone.
+
+    Raises ValueError if there are no predictions.
+    """
+    predictions = out / paths.PREDICTIONS
+    if not predictions.is_dir():
+        raise ValueError(f"no predictions under {out}: run `mg3d evaluate --task {task.name}`")
+    return summarise(task.headline, task.kind.score(predictions, params))
+
+
+def summarise(preferred: Sequence[str], scores: Scores) -> dict[str, Any]:
+    """JSON form of ``scores``; the first available of ``preferred`` metrics heads it.
+
+    A metric without a value is null, and ``unavailable`` tells why, null baselines included.
+    """
+    missing = [name for name in preferred if name not in scores.metrics]
+    assert not missing, f"headline metrics {missing} are not among {list(scores.metrics)}"
+    available = [name for name in preferred if scores.metrics[name].value is not None]
+    head = (available or list(preferred))[0]
+    unavailable = {
+        name: estimate.reason for name, estimate in scores.metrics.items() if estimate.value is None
+    }
+    for null, metrics in scores.nulls.items():
+        unavailable |= {
+            f"{null}/{name}": estimate.reason
+            for name, estimate in metrics.items()
+            if estimate.value is None and name not in unavailable
+        }
+    return {
+        "headline": {
+            "name": head,
+            **_as_json(scores.metrics[head]),
+            "null": {
+                null: metrics[head].value
+                for null, metrics in scores.nulls.items()
+                if head in metrics
+            },
+        },
+        "metrics": {name: _as_json(estimate) for name, estimate in scores.metrics.items()},
+        "nulls": {
+            null: {name: _as_json(estimate) for name, estimate in metrics.items()}
+            for null, metrics in scores.nulls.items()
+        },
+        "unavailable": unavailable,
+        "counts": scores.counts,
+        "notes": list(scores.notes),
+    }
+
+
+def _as_json(estimate: Estimate) -> dict[str, Any]:
+    return {
+        "value": estimate.value,
+        "interval": list(estimate.interval) if estimate.interval else None,
+        **({"reason": estimate.reason} if estimate.reason else {}),
+    }
+
+
+def _reasons(ledger: Ledger) -> str:
+    found = sorted({str(entry.reason) for entry in ledger.entries if entry.reason})
+    return ", ".join(found) or "nothing found"

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from mg3d.metrics.findings import FINDINGS, finding_matrix, findings, macro_f1, micro_f1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A 5 mm nodule in the right upper lobe.", {"nodule"}),
+        ("No pleural effusion. There is consolidation.", {"consolidation"}),
+        ("No effusion, nodule or pneumothorax.", set()),
+        ("Pleural effusion is not seen. Emphysema.", {"emphysema"}),
+        ("No nodule but a pleural effusion of 1.5 cm.", {"pleural_effusion"}),
+        ("Pericardial effusion.", {"pericardial_effusion"}),
+        ("Lungs are free of consolidation; ground-glass opacities on the left.", {"opacity"}),
+        ("Calcifications of the aortic arch.", {"arterial_calcification"}),
+        ("Coronary artery calcification.", {"coronary_calcification"}),
+        ("The heart is enlarged.", {"cardiomegaly"}),
+        ("The heart is not enlarged.", set()),
+        ("Enlarged mediastinal lymph nodes.", {"lymphadenopathy"}),
+        ("Mild calcified plaques in the coronary arteries.", {"coronary_calcification"}),
+        ("Severe enlargement of the cardiac silhouette.", {"cardiomegaly"}),
+        ("", set()),
+    ],
+)
+def test_by_hand(text: str, expected: set[str]) -> None:
+    assert findings(text) == expected
+
+
+def test_f1_agree_with_scikit_learn() -> None:
+    generator = np.random.default_rng(0)
+    predicted, reference = (generator.integers(0, 2, (12, 5)) for _ in range(2))
+    assert micro_f1(predicted, reference) == pytest.approx(
+        f1_score(reference, predicted, average="micro")
+    )
+    assert macro_f1(predicted, reference) == pytest.approx(
+        f1_score(reference, predicted, average="macro")
+    )
+
+
+def test_macro_leaves_out_findings_that_never_occur() -> None:
+    predicted, reference = np.array([[1, 0], [1, 0]]), np.array([[1, 0], [1, 0]])
+    assert macro_f1(predicted, reference) == 1
+    assert np.isnan(macro_f1(predicted, np.zeros((2, 2), int)))
+
+
+def test_matrix_has_a_column_per_finding() -> None:
+    matrix = finding_matrix(["A nodule.", "No nodule."])
+    assert matrix.shape == (2, len(FINDINGS))
+    assert matrix[:, FINDINGS.index("nodule")].tolist() == [1, 0]
+    assert np.isnan(micro_f1(matrix[1:], matrix[1:]))
