@@ -39,6 +39,7 @@ class Reason(StrEnum):
     WRONG_SHAPE = "wrong_shape"
     NOT_FINITE = "not_finite"
     CONSTANT = "constant"
+    NOT_HU = "not_hu"
     EMPTY_REPORT = "empty_report"
     REPORT_NOT_GIVEN = "report_not_given"
     NO_KEY = "no_key"
