@@ -252,6 +252,19 @@ def pretrains(rank: int, folder: Path) -> Tensors:
     return {**means, **gradients, **widths}  # type: ignore[dict-item]
 
 
+def validates(rank: int, folder: Path) -> Tensors:
+    """Rank 0 has three of the four studies of test_validation."""
+    from test_validation import Known, _inputs
+
+    from mg3d.training.validation import evaluate
+
+    scores, similarity = evaluate(Known(), [_inputs([[0, 1, 2], [3]][rank])])  # type: ignore
+    return {
+        "scores": torch.tensor(list(scores.values()), dtype=torch.float64),
+        "similarity": torch.from_numpy(similarity),
+    }
+
+
 def main() -> None:
     """``python ranks.py NAME WORLD_SIZE FOLDER RANK [ARGUMENT ...]``."""
     import torch.distributed as dist
