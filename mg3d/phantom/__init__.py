@@ -1,1 +1,1 @@
-"""The embedded cohort: voxel phantoms, planted findings, reports, in the layouts hospitals and challenges use."""
+"""The embedded cohort: voxel phantoms, planted findings, reports, in official layouts."""

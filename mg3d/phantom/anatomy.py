@@ -105,6 +105,7 @@ def paint_anatomy(canvas: Canvas, anatomy: Anatomy, draws: Draws) -> None:
     section = oval(0.84, 0.80)
     cavity = section + top * top * top
     inside = cavity <= 1.0
+    canvas.inside |= inside
 
     # Ribs descend towards the front; one every 25 mm, in the wall of the cavity.
     slope = (z - 0.38 * y) / 25.0
@@ -112,7 +113,15 @@ def paint_anatomy(canvas: Canvas, anatomy: Anatomy, draws: Draws) -> None:
     front = (y < -0.3 * b) & (x < 0.3 * a) & (x > -0.3 * a)
     wall = (cavity > 1.05) & (cavity <= 1.40) & (section > 0.2) & (z > -1.2 * h)
     canvas.fill(wall & rib & ~front, 420)
-    canvas.fill((y > -0.93 * b) & (y < -0.82 * b) & (x < 0.11 * a) & (x > -0.11 * a) & (z > -0.5 * h) & (z < 0.7 * h), 220)
+    canvas.fill(
+        (y > -0.93 * b)
+        & (y < -0.82 * b)
+        & (x < 0.11 * a)
+        & (x > -0.11 * a)
+        & (z > -0.5 * h)
+        & (z < 0.7 * h),
+        220,
+    )
 
     # Upper abdomen under the domes, then the lungs above them.
     flat = 0.45 * h if anatomy.dome_drop_mm == 0.0 else 0.22 * h
@@ -127,7 +136,9 @@ def paint_anatomy(canvas: Canvas, anatomy: Anatomy, draws: Draws) -> None:
         above = z > dome
         half = x * sign > 0.0
         if side == "right":
-            canvas.fill(inside & (x < 0.22 * a) & ~above & (half | (z < -0.75 * h)), anatomy.liver_hu)
+            canvas.fill(
+                inside & (x < 0.22 * a) & ~above & (half | (z < -0.75 * h)), anatomy.liver_hu
+            )
         canvas.lung[side] = inside & half & above & ~mediastinum
     for centre, radii, hu in (
         (anatomy.at(0.45, -0.20, -1.12), (0.26 * a, 0.34 * b, 0.30 * h), 30),
@@ -135,7 +146,7 @@ def paint_anatomy(canvas: Canvas, anatomy: Anatomy, draws: Draws) -> None:
         (anatomy.at(0.56, 0.42, -1.10), (0.20 * a, 0.24 * b, 0.30 * h), 50),
     ):
         box, square = canvas.ellipsoid(centre, radii)
-        canvas.blend(box, (square <= 1.0) * (inside[box] if inside.shape == canvas.grid.shape else 1.0), hu)
+        canvas.blend(box, (square <= 1.0) & canvas.inside[box], hu)
 
     # Mediastinum, heart.
     canvas.fill(mediastinum & inside & (z > -0.95 * h), 30)
@@ -178,7 +189,15 @@ def _paint_spine(canvas: Canvas, anatomy: Anatomy) -> None:
     square = x * x + canal * canal
     canvas.fill(square <= 13.0 * 13.0, 350)
     canvas.fill(square <= 8.0 * 8.0, 25)
-    canvas.fill((x > -4.0) & (x < 4.0) & (y > 0.60 * b + 38.0) & (y < 0.60 * b + 56.0) & (y < 0.96 * b) & ~disc, 320)
+    canvas.fill(
+        (x > -4.0)
+        & (x < 4.0)
+        & (y > 0.60 * b + 38.0)
+        & (y < 0.60 * b + 56.0)
+        & (y < 0.96 * b)
+        & ~disc,
+        320,
+    )
     for side in SIGN:
         canvas.lung[side] &= ~body
 
@@ -187,9 +206,13 @@ def _paint_great_vessels(canvas: Canvas, anatomy: Anatomy) -> None:
     radius, blood = anatomy.aorta_mm, BLOOD_HU
     for start, end in aorta(anatomy):
         canvas.draw_tube(start, end, radius, blood)
-    canvas.draw_tube(anatomy.at(-0.17, -0.10, -0.05), anatomy.at(-0.16, -0.08, 0.75), 0.6 * radius, blood)
+    canvas.draw_tube(
+        anatomy.at(-0.17, -0.10, -0.05), anatomy.at(-0.16, -0.08, 0.75), 0.6 * radius, blood
+    )
     canvas.draw_tube(anatomy.at(0.09, -0.30, -0.08), anatomy.at(0.10, -0.02, 0.12), radius, blood)
-    canvas.draw_tube(anatomy.at(-0.24, 0.04, 0.04), anatomy.at(0.24, 0.04, 0.10), 0.75 * radius, blood)
+    canvas.draw_tube(
+        anatomy.at(-0.24, 0.04, 0.04), anatomy.at(0.24, 0.04, 0.10), 0.75 * radius, blood
+    )
 
 
 def aorta(anatomy: Anatomy) -> list[tuple[Vector, Vector]]:
@@ -233,7 +256,9 @@ def _paint_vessels(canvas: Canvas, anatomy: Anatomy, side: str, draws: Draws) ->
     hilum = anatomy.along(side, 0.22, 0.06, 0.02)
     for _ in range(6):
         height = draws.uniform(-0.55, 0.75)
-        fork = anatomy.along(side, draws.uniform(0.34, 0.5), draws.uniform(-0.3, 0.35), 0.6 * height)
+        fork = anatomy.along(
+            side, draws.uniform(0.34, 0.5), draws.uniform(-0.3, 0.35), 0.6 * height
+        )
         canvas.draw_tube(hilum, fork, draws.uniform(3.0, 4.5), 35)
         for _ in range(2):
             end = anatomy.along(

@@ -102,13 +102,15 @@ def rotation(tangent_half: float, axis: int) -> tuple[Vector, Vector, Vector]:
 
 
 class Canvas:
-    """HU voxels under construction: ``hu`` int16 (D, H, W), ``lung[side]`` and ``lesion`` bool."""
+    """Voxels under construction, all (D, H, W): ``hu`` int16 and the bool masks ``inside`` (the rib
+    cage), ``lung[side]`` and ``lesion``."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self.x, self.y, self.z = grid.coordinates()
         self.hu = np.full(grid.shape, -1000, dtype=np.int16)
         self.lesion = np.zeros(grid.shape, dtype=bool)
+        self.inside = np.zeros(grid.shape, dtype=bool)
         self.lung: dict[str, np.ndarray] = {}
 
     def fill(self, region: np.ndarray, hu: int) -> None:
@@ -135,7 +137,11 @@ class Canvas:
     def local(self, box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """x, y, z of the voxels in ``box``, broadcastable to its shape."""
         x, y, z = (
-            array[tuple(part if n > 1 else slice(None) for part, n in zip(box, array.shape, strict=True))]
+            array[
+                tuple(
+                    part if n > 1 else slice(None) for part, n in zip(box, array.shape, strict=True)
+                )
+            ]
             for array in (self.x, self.y, self.z)
         )
         return x, y, z
@@ -159,9 +165,7 @@ class Canvas:
         x, y, z = self.local(box)
         x, y, z = x - start[0], y - start[1], z - start[2]
         length = dot(along, along)
-        t = np.minimum(
-            np.maximum((x * along[0] + y * along[1] + z * along[2]) / length, 0.0), 1.0
-        )
+        t = np.minimum(np.maximum((x * along[0] + y * along[1] + z * along[2]) / length, 0.0), 1.0)
         x, y, z = x - t * along[0], y - t * along[1], z - t * along[2]
         return box, np.sqrt(x * x + y * y + z * z)
 
@@ -196,15 +200,17 @@ class Canvas:
         field = field.reshape(coarse)
         for axis, cell in enumerate(cells):
             field = moving_average(np.repeat(field, cell, axis), cell, axis)
-            field = field[tuple(
-                slice(0, self.grid.shape[axis]) if axis == other else slice(None)
-                for other in range(3)
-            )]
+            field = field[
+                tuple(
+                    slice(0, self.grid.shape[axis]) if axis == other else slice(None)
+                    for other in range(3)
+                )
+            ]
         return field
 
 
 def moving_average(values: np.ndarray, width: int, axis: int) -> np.ndarray:
-    """Integer box filter (floor of the mean) over ``width`` values; shortens the axis by width-1."""
+    """Integer box filter: floor of the mean of ``width`` values; the axis loses width - 1."""
     if width == 1:
         return values
     sums = np.cumsum(values, axis=axis, dtype=np.int64)

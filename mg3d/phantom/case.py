@@ -11,8 +11,8 @@ from mg3d.phantom.wording import FAMILY_NAMES, GIVEN_NAMES
 
 Date = tuple[int, int, int]
 MONTHS = (
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
-    "November", "December",
+    "January", "February", "March", "April", "May", "June", "July", "August", "September",
+    "October", "November", "December",
 )  # fmt: skip
 
 
@@ -31,9 +31,7 @@ class Case:
         """The report written from exactly these findings."""
         year, month, day = self.study_date
         earlier = written_date((year - 1, month, day), self.draws.child("earlier"))
-        return compose(
-            self.findings, self.draws.child("report"), self.person, earlier, num_slices
-        )
+        return compose(self.findings, self.draws.child("report"), self.person, earlier, num_slices)
 
 
 def draw_case(

@@ -103,7 +103,9 @@ def _refuse_foreign(out: Path) -> None:
     marker = out / MARKER
     remedy = f"move {out} away (or name another --out) before `mg3d write_cohort`"
     if not marker.is_file():
-        raise ValueError(f"{out} holds data that write_cohort did not write (no {MARKER}): {remedy}")
+        raise ValueError(
+            f"{out} holds data that write_cohort did not write (no {MARKER}): {remedy}"
+        )
     if json.loads(marker.read_text()).get("files") != digest(out, "names"):
         raise ValueError(f"{out} holds the cohort with files added, removed or changed: {remedy}")
 
@@ -117,9 +119,7 @@ def _write_case(out: Path, params: WriteCohort, job: Job) -> list[Row]:
     return LAYOUTS[name].write_case(_root(out, name), params, index)
 
 
-def _run(
-    work: "partial[list[Row]]", jobs: list[Job], num_workers: int
-) -> Iterator[list[Row]]:
+def _run(work: "partial[list[Row]]", jobs: list[Job], num_workers: int) -> Iterator[list[Row]]:
     """Results in the order of ``jobs``, with progress and ETA on stderr."""
     start = reported = time.monotonic()
     workers = max(1, min(num_workers, os.cpu_count() or 1))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
@@ -15,7 +16,7 @@ from mg3d.phantom.wording import HOSPITALS
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 # Ours, so that files do not change with the version of pydicom.
-IMPLEMENTATION_UID = "2.25.176385829418349236712386541927365012345"
+IMPLEMENTATION_UID = UID("2.25.176385829418349236712386541927365012345")
 IMPLEMENTATION_NAME = "MG3D_PHANTOM_1"
 MANUFACTURERS = ("SIEMENS", "GE MEDICAL SYSTEMS", "Philips", "TOSHIBA")
 PADDING_HU = -2000
@@ -104,7 +105,8 @@ def make_slices(
     slices = []
     for index in range(depth):
         data = FileDataset("", {}, preamble=b"\x00" * 128)
-        data.update(header)
+        for element in header:  # copies: a slice's header may be spoilt later
+            data[element.tag] = DataElement(element.tag, element.VR, element.value)
         intercept = storage.intercepts[index % len(storage.intercepts)]
         stored = (hu[index].astype(np.int32) - intercept) * round(1.0 / storage.slope)
         limit = (1 << (storage.bits - storage.is_signed)) - 1

@@ -54,11 +54,13 @@ def nifti(voxels: np.ndarray, grid: Grid, orientation: str = "LPS") -> bytes:
     )
     depth, height, width = data.shape
     dz, dy, dx = grid.spacing_mm
-    first = grid.position((
-        0,
-        0 if orientation[1] == "P" else height - 1,
-        0 if orientation[0] == "L" else width - 1,
-    ))
+    first = grid.position(
+        (
+            0,
+            0 if orientation[1] == "P" else height - 1,
+            0 if orientation[0] == "L" else width - 1,
+        )
+    )
     offset = (-first[0], -first[1], first[2])
     signs = (
         -1.0 if orientation[0] == "L" else 1.0,
@@ -91,7 +93,7 @@ def write_nifti_gz(path: Path, voxels: np.ndarray, grid: Grid, orientation: str 
 
 
 def write_mha(path: Path, voxels: np.ndarray, grid: Grid, keys: Mapping[str, str]) -> None:
-    """MetaImage with local uncompressed int16 data (D, H, W) in LPS; ``keys`` go into the header."""
+    """MetaImage of int16 voxels (D, H, W) in LPS, uncompressed; ``keys`` go into the header."""
     assert voxels.dtype == np.int16
     depth, height, width = voxels.shape
     dz, dy, dx = grid.spacing_mm

@@ -48,12 +48,12 @@ class Kind:
 ANY_SIDE = ("right", "left", "both")
 ONE_SIDE = ("right", "left")
 CATALOGUE: dict[str, Kind] = {
-    "pleural_effusion": Kind(0.32, ANY_SIDE, num_severities=3),
+    "pleural_effusion": Kind(0.38, ANY_SIDE, num_severities=3),
     "pneumothorax": Kind(0.10, ONE_SIDE, num_severities=2),
     "consolidation": Kind(0.28, ONE_SIDE, ("lobe",), num_severities=3),
-    "ground_glass": Kind(0.28, ANY_SIDE, num_severities=3),
-    "atelectasis": Kind(0.20, ONE_SIDE, num_severities=2),
-    "emphysema": Kind(0.22, num_severities=3),
+    "ground_glass": Kind(0.34, ANY_SIDE, num_severities=3),
+    "atelectasis": Kind(0.26, ONE_SIDE, num_severities=2),
+    "emphysema": Kind(0.26, num_severities=3),
     "fibrosis": Kind(0.14, num_severities=2),
     "mosaic": Kind(0.10),
     "septal_thickening": Kind(0.12),

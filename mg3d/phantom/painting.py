@@ -27,9 +27,7 @@ def deform(anatomy: Anatomy, findings: Sequence[Finding]) -> Anatomy:
         grade = finding.severity
         match finding.kind:
             case "cardiomegaly":
-                anatomy = replace(
-                    anatomy, heart_scale=anatomy.heart_scale * (1.27 + 0.13 * grade)
-                )
+                anatomy = replace(anatomy, heart_scale=anatomy.heart_scale * (1.27 + 0.13 * grade))
             case "atelectasis":
                 lift = 34.0 + 16.0 * grade
                 anatomy = (
@@ -46,9 +44,7 @@ def deform(anatomy: Anatomy, findings: Sequence[Finding]) -> Anatomy:
                     heart_scale=anatomy.heart_scale * (0.92 - 0.04 * grade),
                 )
             case "scoliosis":
-                anatomy = replace(
-                    anatomy, spine_bend_mm=SIGN[finding.side] * (20.0 + 8.0 * grade)
-                )
+                anatomy = replace(anatomy, spine_bend_mm=SIGN[finding.side] * (20.0 + 8.0 * grade))
             case "steatosis":
                 anatomy = replace(anatomy, liver_hu=12 - 25 * grade)
             case "peribronchial_thickening":
@@ -116,15 +112,20 @@ def _consolidation(canvas: Canvas, anatomy: Anatomy, finding: Finding, draws: Dr
 def _ground_glass(canvas: Canvas, anatomy: Anatomy, finding: Finding, draws: Draws) -> None:
     # Subpleural patches; vessels stay visible because the opacity is added, not painted over.
     a, b, h = anatomy.half_width_mm, anatomy.half_depth_mm, anatomy.half_height_mm
-    amount = draws.integer(230, 330)
+    amount = draws.integer(260, 390)
     patch = np.zeros(canvas.grid.shape, dtype=bool)
     for side in finding.sides:
-        for _ in range(2 + 2 * finding.severity):
+        for _ in range(3 + 3 * finding.severity):
             centre = anatomy.along(
-                side, draws.uniform(0.36, 0.68), draws.uniform(-0.4, 0.62), draws.uniform(-0.45, 0.6)
+                side,
+                draws.uniform(0.36, 0.68),
+                draws.uniform(-0.4, 0.62),
+                draws.uniform(-0.45, 0.6),
             )
             size = draws.uniform(0.8, 1.3) * (0.9 + 0.2 * finding.severity)
-            box, square = canvas.ellipsoid(centre, (0.20 * a * size, 0.30 * b * size, 0.22 * h * size))
+            box, square = canvas.ellipsoid(
+                centre, (0.20 * a * size, 0.30 * b * size, 0.22 * h * size)
+            )
             patch[box] |= (square <= 1.0) & canvas.lung[side][box]
     patch &= canvas.hu > -985
     canvas.lesion |= patch
@@ -134,8 +135,7 @@ def _ground_glass(canvas: Canvas, anatomy: Anatomy, finding: Finding, draws: Dra
 def _atelectasis(canvas: Canvas, anatomy: Anatomy, finding: Finding, draws: Draws) -> None:
     # The collapsed base lies on the raised diaphragm.
     side = finding.side
-    a, b, h = anatomy.half_width_mm, anatomy.half_depth_mm, anatomy.half_height_mm
-    depth = 0.5 * (canvas.y / b) - canvas.z / h
+    depth = 0.5 * (canvas.y / anatomy.half_depth_mm) - canvas.z / anatomy.half_height_mm
     canvas.fill(canvas.lung[side] & (depth > 0.42 - 0.12 * finding.severity), 38)
     start = anatomy.along(side, 0.25, 0.1, -0.12)
     canvas.draw_tube(start, anatomy.along(side, 0.66, 0.1, -0.06), 4.0, 20)
@@ -210,7 +210,10 @@ def _bronchiectasis(canvas: Canvas, anatomy: Anatomy, finding: Finding, draws: D
         root = bronchi(anatomy, side)[1][1]
         ends = [
             anatomy.along(
-                side, draws.uniform(0.36, 0.66), draws.uniform(0.2, 0.62), draws.uniform(-0.6, -0.35)
+                side,
+                draws.uniform(0.36, 0.66),
+                draws.uniform(0.2, 0.62),
+                draws.uniform(-0.6, -0.35),
             )
             for _ in range(6)
         ]
@@ -245,7 +248,12 @@ def _mass(canvas: Canvas, anatomy: Anatomy, finding: Finding, draws: Draws) -> N
 def _lymphadenopathy(canvas: Canvas, anatomy: Anatomy, finding: Finding, draws: Draws) -> None:
     # Right paratracheal, prevascular and subcarinal nodes that bulge into the lungs.
     radius = finding.size_mm[0] / 2.0 + 3.0
-    for x, y, z in ((-0.19, -0.02, 0.46), (-0.20, 0.04, 0.22), (0.20, -0.18, 0.36), (0.02, 0.2, 0.1)):
+    for x, y, z in (
+        (-0.19, -0.02, 0.46),
+        (-0.20, 0.04, 0.22),
+        (0.20, -0.18, 0.36),
+        (0.02, 0.2, 0.1),
+    ):
         canvas.draw_ball(anatomy.at(x, y, z), radius, 40)
 
 
@@ -254,11 +262,11 @@ def _pericardial_effusion(canvas: Canvas, anatomy: Anatomy, finding: Finding, dr
     centre, radii = anatomy.heart
     outer = (radii[0] + width, radii[1] + width, radii[2] + width)
     box, square = canvas.ellipsoid(centre, outer)
-    _, heart = canvas.ellipsoid(centre, radii)
     x, y, z = canvas.local(box)
     u, v, w = ((x - centre[0]) / radii[0], (y - centre[1]) / radii[1], (z - centre[2]) / radii[2])
-    sac = (square <= 1.0) & (u * u + v * v + w * w > 1.0) & (canvas.hu[box] < 35)
-    canvas.hu[box][sac & (canvas.hu[box] > -1001)] = 2
+    outside = u * u + v * v + w * w > 1.0
+    sac = (square <= 1.0) & outside & canvas.inside[box] & (canvas.hu[box] < 35)
+    canvas.hu[box][sac] = 2
     for side in SIGN:
         canvas.lung[side][box] &= ~sac
 
@@ -268,7 +276,10 @@ def _coronary_calcification(
 ) -> None:
     # Beads along the left anterior descending and right coronary arteries.
     centre, radii = anatomy.heart
-    paths = [((0.10, -0.75, 0.62), (0.62, -0.72, -0.10)), ((-0.52, -0.62, 0.50), (-0.72, -0.40, -0.30))]
+    paths = [
+        ((0.10, -0.75, 0.62), (0.62, -0.72, -0.10)),
+        ((-0.52, -0.62, 0.50), (-0.72, -0.40, -0.30)),
+    ]
     for start, end in paths[: 1 + (finding.severity > 0)]:
         for bead in range(2 + 2 * finding.severity):
             t = (bead + draws.uniform(0.2, 0.8)) / (2 + 2 * finding.severity)

@@ -25,9 +25,9 @@ from mg3d.phantom.wording import (
 
 LUNG_KINDS = frozenset(
     (
-        "pleural_effusion", "pneumothorax", "consolidation", "ground_glass", "atelectasis", "emphysema",
-        "fibrosis", "mosaic", "septal_thickening", "peribronchial_thickening", "bronchiectasis",
-        "nodule", "mass",
+        "pleural_effusion", "pneumothorax", "consolidation", "ground_glass", "atelectasis",
+        "emphysema", "fibrosis", "mosaic", "septal_thickening", "peribronchial_thickening",
+        "bronchiectasis", "nodule", "mass",
     )
 )  # fmt: skip
 
@@ -104,7 +104,11 @@ def compose(
     denied: list[str] = []
     spoken: set[str] = set()
     for kinds, templates in NEGATIVE:
-        if not present.intersection(kinds) and not spoken.intersection(kinds) and draws.chance(0.45):
+        if (
+            not present.intersection(kinds)
+            and not spoken.intersection(kinds)
+            and draws.chance(0.45)
+        ):
             denied.append(draws.choice(templates))
             spoken.update(kinds)
     if not present & LUNG_KINDS and draws.chance(0.5):

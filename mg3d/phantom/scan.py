@@ -16,7 +16,7 @@ NOISE_SD = 209  # standard deviation of the sum of eight bytes
 
 @dataclass(frozen=True)
 class Scan:
-    """``hu`` int16 (D, H, W) and ``lesion`` bool (D, H, W) on ``grid``; ``kernel`` soft or sharp."""
+    """``hu`` int16 and ``lesion`` bool, (D, H, W), on ``grid``; ``kernel`` is soft or sharp."""
 
     grid: Grid
     hu: np.ndarray

@@ -52,7 +52,7 @@ POSITIVE: dict[str, tuple[str, ...]] = {
         "{Grade} centrilobular and paraseptal emphysema.",
     ),
     "fibrosis": (
-        "{Grade} subpleural reticulation with honeycombing at both bases, in keeping with fibrosis.",
+        "{Grade} subpleural reticulation with honeycombing at both bases, typical of fibrosis.",
         "{Grade} basal predominant pulmonary fibrosis.",
     ),
     "mosaic": (
@@ -69,7 +69,7 @@ POSITIVE: dict[str, tuple[str, ...]] = {
     ),
     "bronchiectasis": (
         "{Side} lower lobe bronchiectasis.",
-        "Dilated, thick-walled airways in the {side} lower lobe{s}, consistent with bronchiectasis.",
+        "Dilated, thick-walled airways in the {side} lower lobe{s}, typical of bronchiectasis.",
     ),
     "nodule": (
         "Solid {side} {lobe} nodule measuring {size}.",
@@ -194,9 +194,9 @@ HEADINGS: dict[str, tuple[str, ...]] = {
     "impression": ("IMPRESSION:", "Impression:", "CONCLUSION:", "Conclusion", "IMPRESSION"),
 }
 FAMILY_NAMES = (
-    "Almeida", "Bauer", "Castellano", "Dubois", "Eriksson", "Fischer", "Garcia", "Haddad", "Ivanova",
-    "Jansen", "Kowalski", "Lindqvist", "Müller", "Nakamura", "Okafor", "Petrov", "Quispe", "Rossi",
-    "Schneider", "Tanaka", "Ueda", "Virtanen", "Weber", "Yilmaz", "Zhang",
+    "Almeida", "Bauer", "Castellano", "Dubois", "Eriksson", "Fischer", "Garcia", "Haddad",
+    "Ivanova", "Jansen", "Kowalski", "Lindqvist", "Müller", "Nakamura", "Okafor", "Petrov",
+    "Quispe", "Rossi", "Schneider", "Tanaka", "Ueda", "Virtanen", "Weber", "Yilmaz", "Zhang",
 )  # fmt: skip
 GIVEN_NAMES = {
     "F": ("Anna", "Beatriz", "Chloé", "Daria", "Elena", "Fatima", "Greta", "Hana", "Ines", "Julia"),

@@ -29,6 +29,7 @@ from mg3d.phantom.scan import acquire, draw_grid
 SHAPE = (12, 32, 32)
 FIRST_PATIENT = 9000
 SECONDARY_CAPTURE_STORAGE = "1.2.840.10008.5.1.4.1.1.7"
+ENHANCED_CT_STORAGE = "1.2.840.10008.5.1.4.1.1.2.1"
 MR_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.4"
 README = """This CD was written by the radiology workstation.
 Open the viewer to see the images. Not for diagnostic use.
@@ -71,17 +72,21 @@ def _not_dicom(patient: Patient) -> None:
     patient.folder.rmdir()
 
 
-def _truncated_and_undecodable(patient: Patient) -> None:
-    """A good study with a report, and beside its good series two broken ones."""
+def _truncated(patient: Patient) -> None:
+    """A good study with a report; beside its good series one whose transfer broke off."""
     patient.write(patient.slices())
     paths = patient.write(patient.slices(2), 2)
     whole = paths[4].read_bytes()
     cut = paths[4].with_suffix(".dcm")
     paths[4].rename(cut)
     cut.write_bytes(whole[: len(whole) * 2 // 3])
-    broken = patient.slices(3)
-    paths = patient.write(broken, 3)
-    for path, data in zip(paths, broken, strict=True):
+    patient.report()
+
+
+def _undecodable(patient: Patient) -> None:
+    """The only series is said to be JPEG 2000 and is not."""
+    slices = patient.slices()
+    for path, data in zip(patient.write(slices), slices, strict=True):
         data.PixelData = encapsulate([b"\xff\x4f\xff\x51 not a JPEG 2000 code stream "])
         data["PixelData"].VR = "OB"
         data["PixelData"].is_undefined_length = True
@@ -107,6 +112,9 @@ def _localizer_secondary_mr(patient: Patient) -> None:
         data.SOPClassUID = MR_IMAGE_STORAGE
         data.Modality = "MR"
     patient.write(other, 4)
+    enhanced = patient.slices(5, "Thorax enhanced")[:1]
+    enhanced[0].SOPClassUID = ENHANCED_CT_STORAGE
+    patient.write(enhanced, 5)
     patient.report()
 
 
@@ -143,6 +151,15 @@ def _mixed_patients(patient: Patient) -> None:
         data.PatientName = "Misfiled^Person"
     patient.write(slices)
     patient.report()
+
+
+def _mixed_studies(patient: Patient) -> None:
+    """Half of the slices carry another study's UID."""
+    slices = patient.slices()
+    other = patient.case.draws.child("other study").uid()
+    for data in slices[6:]:
+        data.StudyInstanceUID = other
+    patient.write(slices)
 
 
 def _second_copy(patient: Patient) -> None:
@@ -193,11 +210,13 @@ def _no_sentences(patient: Patient) -> None:
 
 BAD: tuple[Callable[[Patient], None], ...] = (
     _not_dicom,
-    _truncated_and_undecodable,
+    _truncated,
+    _undecodable,
     _localizer_secondary_mr,
     _bad_geometry,
     _missing_slice,
     _mixed_patients,
+    _mixed_studies,
     _second_copy,
     _no_report,
     _no_study,

@@ -37,7 +37,9 @@ def lesions(draws: Draws) -> list[Finding]:
     """Ground glass in one or both lungs, at times consolidation in one lobe of each."""
     findings = [
         Finding(
-            "ground_glass", draws.choice(("both", "both", "right", "left")), severity=draws.integer(0, 2)
+            "ground_glass",
+            draws.choice(("both", "both", "right", "left")),
+            severity=draws.integer(0, 2),
         )
     ]
     if draws.chance(0.5):

@@ -1,4 +1,4 @@
-"""CT-RATE, version 2 files (spec/downstream 2 and 3): NIfTI already in HU, reports, metadata, labels.
+"""CT-RATE (spec/downstream 2, 3): version 2 NIfTI, already in HU; reports, metadata, labels.
 
 Scans of patients 1, 2, ...; every eighth patient has scans a and b. Some scans have two
 reconstructions that share a report. Two extra scans are bad: one is no chest (and listed), one has
@@ -28,13 +28,13 @@ METADATA_COLUMNS = (
     "VolumeName", "Manufacturer", "SeriesDescription", "ManufacturerModelName", "PatientSex",
     "PatientAge", "ReconstructionDiameter", "DistanceSourceToDetector", "DistanceSourceToPatient",
     "GantryDetectorTilt", "TableHeight", "RotationDirection", "ExposureTime", "XRayTubeCurrent",
-    "Exposure", "FilterType", "GeneratorPower", "FocalSpots", "ConvolutionKernel", "PatientPosition",
-    "RevolutionTime", "SingleCollimationWidth", "TotalCollimationWidth", "TableSpeed",
-    "TableFeedPerRotation", "SpiralPitchFactor", "DataCollectionCenterPatient",
-    "ReconstructionTargetCenterPatient", "ExposureModulationType", "CTDIvol", "ImagePositionPatient",
-    "ImageOrientationPatient", "SliceLocation", "SamplesPerPixel", "PhotometricInterpretation", "Rows",
-    "Columns", "XYSpacing", "RescaleIntercept", "RescaleSlope", "RescaleType", "NumberofSlices",
-    "ZSpacing", "StudyDate",
+    "Exposure", "FilterType", "GeneratorPower", "FocalSpots", "ConvolutionKernel",
+    "PatientPosition", "RevolutionTime", "SingleCollimationWidth", "TotalCollimationWidth",
+    "TableSpeed", "TableFeedPerRotation", "SpiralPitchFactor", "DataCollectionCenterPatient",
+    "ReconstructionTargetCenterPatient", "ExposureModulationType", "CTDIvol",
+    "ImagePositionPatient", "ImageOrientationPatient", "SliceLocation", "SamplesPerPixel",
+    "PhotometricInterpretation", "Rows", "Columns", "XYSpacing", "RescaleIntercept", "RescaleSlope",
+    "RescaleType", "NumberofSlices", "ZSpacing", "StudyDate",
 )  # fmt: skip
 LABEL_COLUMNS = ("VolumeName", *CT_RATE_LABELS)
 
@@ -58,7 +58,9 @@ def write_case(root: Path, params: WriteCohort, index: int) -> list[Row]:
     last = int(scan_names(num_scans)[-1].split("_")[1])
     is_no_chest, is_not_given = index == num_scans, index == num_scans + 1
     scan_name = (
-        scan_names(num_scans)[index] if index < num_scans else f"valid_{last + index - num_scans + 1}_a"
+        scan_names(num_scans)[index]
+        if index < num_scans
+        else f"valid_{last + index - num_scans + 1}_a"
     )
     number, letter = scan_name.split("_")[1:]
     patient = Draws(params.seed, NAME, number)
@@ -136,7 +138,8 @@ def _metadata(case: Case, name: str, scan: Scan, index: int) -> Row:
 def _labels(case: Case, name: str) -> Row:
     present = kinds_of(case.findings)
     flags = {
-        label: str(int(bool(present.intersection(kinds)))) for label, kinds in CT_RATE_LABELS.items()
+        label: str(int(bool(present.intersection(kinds))))
+        for label, kinds in CT_RATE_LABELS.items()
     }
     return {"VolumeName": name, **flags}
 

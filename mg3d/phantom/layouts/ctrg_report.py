@@ -25,13 +25,13 @@ LIST_NAME = "chest_ctrg_jpg.json"
 WINDOW_HU = (-1000, 400)
 TWIN, TWIN_OF, LONG, RARE = 5, 4, 6, 7
 LONG_KINDS = (
-    "consolidation", "septal_thickening", "bronchiectasis", "nodule", "lymphadenopathy", "cardiomegaly",
-    "pericardial_effusion", "coronary_calcification", "aortic_calcification", "hiatal_hernia",
-    "rib_fracture", "device", "scoliosis", "steatosis",
+    "consolidation", "septal_thickening", "bronchiectasis", "nodule", "lymphadenopathy",
+    "cardiomegaly", "pericardial_effusion", "coronary_calcification", "aortic_calcification",
+    "hiatal_hernia", "rib_fracture", "device", "scoliosis", "steatosis",
 )  # fmt: skip
 BOILERPLATE = (
-    "All findings were reviewed on axial, coronal and sagittal reformats in lung, soft tissue and bone"
-    " windows, and the images were compared side by side with the clinical question in mind."
+    "All findings were reviewed on axial, coronal and sagittal reformats in lung, soft tissue and"
+    " bone windows, and the images were compared side by side with the clinical question in mind."
 )
 RARE_SENTENCE = "The chest shows no dextrocardia."
 
@@ -47,7 +47,9 @@ def write_case(root: Path, params: WriteCohort, index: int) -> list[Row]:
     findings: list[Finding] | None = None
     if index == LONG:
         stream = patient.child("many")
-        findings = [draw_finding(kind, stream.child(kind)) for kind in CATALOGUE if kind in LONG_KINDS]
+        findings = [
+            draw_finding(kind, stream.child(kind)) for kind in CATALOGUE if kind in LONG_KINDS
+        ]
     text_case = draw_case(
         Draws(params.seed, NAME, words), Draws(params.seed, NAME, words, "study"), words, findings
     )

@@ -11,8 +11,12 @@ def write_csv(
 ) -> None:
     """UTF-8, ``\\n`` line ends, columns in the given order; keys beyond them are an error."""
     stream = io.StringIO()
-    quoting = csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL
-    writer = csv.DictWriter(stream, list(columns), quoting=quoting, lineterminator="\n")
+    writer = csv.DictWriter(
+        stream,
+        list(columns),
+        quoting=csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL,
+        lineterminator="\n",
+    )
     writer.writeheader()
     writer.writerows(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
