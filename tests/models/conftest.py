@@ -21,7 +21,7 @@ VOCABULARY = [
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
 
 
-def write_bert(folder: Path, seed: int = 0) -> Path:
+def _write_bert(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(VOCABULARY),
@@ -40,15 +40,18 @@ def write_bert(folder: Path, seed: int = 0) -> Path:
 
 
 @pytest.fixture(scope="session")
+def write_bert() -> Callable[..., Path]:
+    return _write_bert
+
+
+@pytest.fixture(scope="session")
 def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bert(tmp_path_factory.mktemp("bert"))
+    return _write_bert(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="session")
 def tiny_vision() -> VisionEncoder:
-    return VisionEncoder(
-        embed_dim=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_voxels=2
-    )
+    return VisionEncoder(embed_dim=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_voxels=2)
 
 
 @pytest.fixture(scope="session")
@@ -57,11 +60,8 @@ def tiny_model(bert_folder: Path, tiny_vision: VisionEncoder) -> Model:
     return Model(vision=tiny_vision, text=text)
 
 
-MakeInputs = Callable[..., Inputs]
-
-
 @pytest.fixture(scope="session")
-def make_inputs() -> MakeInputs:
+def make_inputs() -> Callable[..., Inputs]:
     """Random reports of given sentence lengths, one list of lengths per report, and volumes."""
 
     def make(

@@ -1,9 +1,9 @@
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_bert
 
 from mg3d.models.text import FrozenTextEncoder, load_tokenizer
 from mg3d.params import TextEncoder
@@ -56,7 +56,7 @@ def test_padding_changes_no_feature(encoder: FrozenTextEncoder) -> None:
 
 
 def test_state_dict_holds_a_digest_and_no_weights(
-    encoder: FrozenTextEncoder, tmp_path: Path
+    encoder: FrozenTextEncoder, write_bert: Callable[..., Path], tmp_path: Path
 ) -> None:
     state = encoder.state_dict()
     assert {name: value.shape for name, value in state.items()} == {"digest": (32,)}
@@ -64,13 +64,15 @@ def test_state_dict_holds_a_digest_and_no_weights(
 
     params = TextEncoder(name_or_folder=str(write_bert(tmp_path, seed=1)), max_tokens=64)
     other = FrozenTextEncoder(params)
-    with pytest.raises(ValueError, match=r"trained with text encoder weights [0-9a-f]{16}.*model.text"):
+    with pytest.raises(
+        ValueError, match=r"trained with text encoder weights [0-9a-f]{16}.*model.text"
+    ):
         other.load_state_dict(state)
 
 
 def test_an_unknown_name_says_what_to_do() -> None:
     params = TextEncoder(name_or_folder="nobody/no-such-model")
-    with pytest.raises(ValueError, match="'nobody/no-such-model'.*HF_HUB_OFFLINE=0 hf download"):
+    with pytest.raises(ValueError, match=r"'nobody/no-such-model'.*HF_HUB_OFFLINE=0 hf download"):
         FrozenTextEncoder(params)
     with pytest.raises(ValueError, match=r"model\.text\.name_or_folder"):
         load_tokenizer("nobody/no-such-model")

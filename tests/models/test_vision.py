@@ -37,7 +37,9 @@ def _merged_by_index(x: torch.Tensor, order: list[str]) -> torch.Tensor:
         for position, bits in enumerate(order):
             dz, dy, dx = map(int, bits)
             for c in range(channels):
-                out[b, z, y, w, position * channels + c] = x[b, 2 * z + dz, 2 * y + dy, 2 * w + dx, c]
+                out[b, z, y, w, position * channels + c] = x[
+                    b, 2 * z + dz, 2 * y + dy, 2 * w + dx, c
+                ]
     return out
 
 
