@@ -5,6 +5,7 @@ file, so no port is chosen. What a rank returns (a dict of tensors) comes back a
 """
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -263,6 +264,32 @@ def validates(rank: int, folder: Path) -> Tensors:
         "scores": torch.tensor(list(scores.values()), dtype=torch.float64),
         "similarity": torch.from_numpy(similarity),
     }
+
+
+def killed(rank: int, folder: Path, prepared: str, out: str) -> Tensors:
+    """Ten steps of pre-training, ended by SIGKILL while the seventh is reported."""
+    from prepared import CONTRACT, MODEL, OBJECTIVE, PRETRAIN
+
+    from mg3d.training.pretrain import pretrain
+
+    def kill(step: int, metrics: dict[str, float]) -> None:
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    pretrain(Path(prepared), Path(out), CONTRACT, MODEL, OBJECTIVE, PRETRAIN, kill)
+    return {}
+
+
+def trains(rank: int, folder: Path, prepared: str, out: str) -> Tensors:
+    """The same ten steps, to their end."""
+    from prepared import CONTRACT, MODEL, OBJECTIVE, PRETRAIN
+
+    from mg3d.training.pretrain import pretrain
+
+    final = pretrain(
+        Path(prepared), Path(out), CONTRACT, MODEL, OBJECTIVE, PRETRAIN, lambda *_: None
+    )
+    return {"finished": torch.tensor(final.name == "step-000010")}
 
 
 def main() -> None:

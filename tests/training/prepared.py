@@ -1,0 +1,94 @@
+"""A small ``prepared/`` as the DVC stages write it: volumes and sentences, without the DICOM."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mg3d import paths
+from mg3d.data.manifest import build_manifest
+from mg3d.params import (
+    BuildManifest,
+    Model,
+    Objective,
+    Pretrain,
+    TextEncoder,
+    VisionEncoder,
+    VolumeContract,
+)
+
+CONTRACT = VolumeContract(spacing_mm=(5.0, 8.0, 8.0), shape_voxels=(64, 32, 32))
+MODEL = Model(
+    vision=VisionEncoder(embed_dim=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_voxels=2),
+    text=TextEncoder(max_tokens=64),
+    num_fusion_layers=1,
+)
+OBJECTIVE = Objective(itc_weight=1.0, mim_block_voxels=16)
+PRETRAIN = Pretrain(
+    batch_size=4,
+    num_steps=10,
+    learning_rate=1e-3,
+    report_every_steps=1,
+    validate_every_steps=5,
+    checkpoint_every_steps=5,
+)
+FINDINGS = ("Nodule in the right upper lobe.", "No pleural effusion.", "The heart is enlarged.")
+
+
+def write_prepared(prepared: Path, num_studies: int = 14) -> None:
+    """Studies of as many patients, with one to three sentences each."""
+    generator = np.random.default_rng(0)
+    folders = {
+        stage: paths.stage_folder(stage, prepared)
+        for stage in ("convert_dicom", "clean_reports", "segment_sentences", "pack_volumes")
+    }
+    (folders["pack_volumes"] / paths.VOLUMES).mkdir(parents=True)
+    for folder in folders.values():
+        folder.mkdir(exist_ok=True)
+    studies, volumes, reports, sentences = [], [], [], []
+    for number in range(num_studies):
+        study, accession, report = (f"{k}-{number:012x}" for k in ("study", "accession", "report"))
+        hu = generator.integers(-1000, 1000, CONTRACT.shape_voxels).astype(np.int16)
+        file = folders["pack_volumes"] / paths.VOLUMES / f"{study}.npy"
+        np.save(file, hu, allow_pickle=False)
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        chosen = FINDINGS[: 1 + number % 3]
+        studies.append((study, f"patient-{number:012x}", accession, 64))
+        volumes.append((study, file.name, sha256, CONTRACT.digest()))
+        reports.append((report, accession, " ".join(chosen), ""))
+        start = 0
+        for index, text in enumerate(chosen):
+            place = (f"{report}:{index}", index, "findings", text, start, start + len(text), 0)
+            sentences.append((report, accession, *place))
+            start += len(text) + 1
+    tables = {
+        "convert_dicom": (
+            paths.MANIFEST,
+            studies,
+            ["study_id", "patient_id", "accession_id", "num_slices"],
+        ),
+        "pack_volumes": (
+            paths.MANIFEST,
+            volumes,
+            ["study_id", "volume", "volume_sha256", "contract_digest"],
+        ),
+        "clean_reports": (
+            paths.REPORT_TABLE,
+            reports,
+            ["report_id", "accession_id", "findings", "impression"],
+        ),
+        "segment_sentences": (
+            paths.SENTENCE_TABLE,
+            sentences,
+            ["report_id", "accession_id", "sentence_id", "index", "section", "text", "start",
+             "end", "num_dropped"],
+        ),
+    }  # fmt: skip
+    for stage, (name, rows, columns) in tables.items():
+        pd.DataFrame(rows, columns=columns).to_parquet(folders[stage] / name, index=False)
+    build_manifest(
+        prepared,
+        paths.stage_folder("build_manifest", prepared),
+        BuildManifest(validation_fraction=0.2, test_fraction=0.1),
+    )
