@@ -340,7 +340,7 @@ def test_four_pairs_can_be_learned_by_heart(tiny_model: Model, make_inputs: Make
     trained = [parameter for parameter in built.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=3e-3)
     first: dict[str, float] = {}
-    for _ in range(120):
+    for _ in range(50):
         losses = _losses(built, inputs)
         first = first or {term: loss.item() for term, loss in losses.items()}
         optimizer.zero_grad()
