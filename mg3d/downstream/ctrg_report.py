@@ -28,7 +28,9 @@ def cases(data: Path, ledger: Ledger) -> list[Case]:
     """
     official, reference = data / OFFICIAL, data / REFERENCE
     if official.exists():
-        entries = [(None, entry) for entry in json.loads(official.read_text())]
+        entries: list[tuple[str | None, Any]] = [
+            (None, entry) for entry in json.loads(official.read_text())
+        ]
     elif reference.exists():
         parts = json.loads(reference.read_text())
         val = "validation" if disjoint(parts) else _REPEATED

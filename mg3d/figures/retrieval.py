@@ -60,7 +60,7 @@ def similarity_histogram(matched: np.ndarray, unmatched: np.ndarray) -> Figure:
     axes = figure.subplots()
     both = np.concatenate([matched, unmatched])
     low, high = float(both.min()), float(both.max())
-    bins = np.linspace(low, high if high > low else low + 1e-3, 31)
+    bins = np.linspace(low, high if high > low else low + 1e-3, 31).tolist()
     for values, name in ((unmatched, "unmatched"), (matched, "matched")):
         axes.hist(values, bins=bins, density=True, alpha=0.6, label=f"{name} (n={len(values)})")
     axes.set(xlabel="cosine similarity", ylabel="density", title="report and volume")

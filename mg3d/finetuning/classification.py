@@ -45,7 +45,7 @@ class Classifier(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, train_features: Tensor, num_labels: int, encoder: nn.Module | None) -> None:
+    def __init__(self, train_features: Tensor, num_labels: int, encoder: Any) -> None:
         super().__init__()
         self.encoder = encoder
         self.register_buffer("mean", train_features.mean(0))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mg3d import paths
@@ -43,23 +44,32 @@ NUM_SHOWN = 4
 
 
 class Reporter(nn.Module):
-    """Volume or its tokens -> a report. Without ``encoder`` the inputs are tokens [B, N, C]."""
+    """Volume or its tokens -> a report. Without ``encoder`` the inputs are tokens [B, N, C].
+
+    Tokens are standardised by the training set [M, N, C], place by place: what all chests share
+    would drown what differs.
+    """
+
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(
         self,
-        channels: int,
-        num_tokens: int,
+        train_tokens: Tensor,
         vocabulary_size: int,
         params: CtrgReport,
-        encoder: nn.Module | None,
+        encoder: Any,
     ) -> None:
         from transformers import GPT2Config, GPT2LMHeadModel
 
         super().__init__()
         self.encoder = encoder
+        self.register_buffer("mean", train_tokens.mean(0))
+        self.register_buffer("deviation", train_tokens.std(0, correction=0).clamp_min(1e-6))
+        num_tokens, channels = train_tokens.shape[1:]
         self.project = nn.Linear(channels, params.width)
         self.place = nn.Parameter(torch.zeros(num_tokens, params.width))
-        self.decoder = GPT2LMHeadModel(
+        self.decoder: Any = GPT2LMHeadModel(
             GPT2Config(
                 vocab_size=vocabulary_size,
                 n_positions=params.max_new_tokens + 2,
@@ -76,20 +86,20 @@ class Reporter(nn.Module):
     def memory(self, inputs: Tensor) -> Tensor:
         """What the decoder attends to: [B, N, C] or [B, 1, D, H, W] -> [B, N, width]."""
         tokens = inputs if self.encoder is None else self.encoder.tokens(inputs)
-        return self.project(tokens) + self.place
+        return self.project((tokens - self.mean) / self.deviation) + self.place
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """(inputs, ids [B, L] with 0 = padding) -> next-token cross-entropy."""
         inputs, ids = batch
-        mask = (ids != 0).long()
-        out = self.decoder(
+        logits = self.decoder(
             input_ids=ids,
-            attention_mask=mask,
+            attention_mask=(ids != 0).long(),
             encoder_hidden_states=self.memory(inputs),
-            labels=ids.masked_fill(mask == 0, -100),
             use_cache=False,
-        )
-        return {"total": out.loss}
+        ).logits
+        return {
+            "total": F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], ignore_index=0)
+        }
 
     @torch.no_grad()
     def generate(self, inputs: Tensor, num_beams: int, max_new_tokens: int) -> Tensor:
@@ -161,9 +171,11 @@ def predict(
             return inputs(cases), encode(tokenizer, [c.text for c in cases], params.max_new_tokens)
 
         torch.manual_seed(params.seed)
-        shape = next(iter(tokens.values())).shape
         reporter = Reporter(
-            shape[1], shape[0], tokenizer.get_vocab_size(), params, None if frozen else encoder
+            torch.stack([tokens[case.case_id] for case in train]),
+            tokenizer.get_vocab_size(),
+            params,
+            None if frozen else encoder,
         )
         fit_head(reporter, train, split["validation"], make_batch, params, on_metrics, prefix)
         written: list[str] = []
@@ -186,7 +198,7 @@ def predict(
             ("shuffled_images", [written[index] for index in shuffled]),
         ):
             _write(predictions / f"{system}.jsonl", test, hypotheses)
-        slices = {case.case_id: volumes.slices(case, 3) for case in test[:NUM_SHOWN]}
+        slices: Any = {case.case_id: volumes.slices(case, 3) for case in test[:NUM_SHOWN]}
     np.savez_compressed(predictions / SLICES, **slices)
     tokenizer.save(str(predictions / TOKENIZER))
     seen = {case.text for case in train}
@@ -305,7 +317,7 @@ def _metrics(rows: Sequence[dict[str, str]], params: CtrgReport) -> dict[str, Es
     hypotheses = [row["hypothesis"] for row in rows]
     references = [row["reference"] for row in rows]
     patients = [row["patient_id"] for row in rows]
-    common = {"num_resamples": params.num_bootstrap, "seed": params.seed}
+    common: Any = {"num_resamples": params.num_bootstrap, "seed": params.seed}
     statistics = bleu_statistics(hypotheses, references)
     predicted, true = finding_matrix(hypotheses), finding_matrix(references)
     nothing = "no finding is asserted"

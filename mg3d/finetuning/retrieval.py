@@ -305,7 +305,7 @@ def _metrics(
     pairs_only: bool = False,
 ) -> dict[str, Estimate]:
     """All metrics of one system; ``pairs_only`` leaves out those that ignore the pairing."""
-    common = {"num_resamples": params.num_bootstrap, "seed": params.seed}
+    common: Any = {"num_resamples": params.num_bootstrap, "seed": params.seed}
     chosen = table["primary"].to_numpy(bool)
     primary = image[chosen]
     scans = table["scan_id"].to_numpy()

@@ -160,11 +160,11 @@ def predict(
         prefix,
     )
     prior = _prior([loaded["train"][case.case_id][1] for case in split["train"]])
-    slices: dict[str, np.ndarray] = {}
+    slices: Any = {}
     for case in split["test"]:
         volume, _ = loaded["test"][case.case_id]
         with torch.inference_mode():
-            logits = sliding_window_inference(
+            logits: Any = sliding_window_inference(
                 torch.from_numpy(volume)[None, None],
                 params.crop_voxels,
                 sw_batch_size=4,
@@ -177,11 +177,11 @@ def predict(
             "empty_mask": np.zeros(volume.shape, np.float32),
             "training_prior": _resize(prior, volume.shape),
         }
-        native = nibabel.load(str(case.image))
+        native: Any = nibabel.load(str(case.image))
         for system, probability in grid.items():
             on_file = to_native(probability, spacing_mm, native.shape[:3], native.affine)
             _save_mask(predictions / system / f"{case.case_id}.nii.gz", on_file > 0.5, native)
-        reference = np.asarray(nibabel.load(str(case.mask)).dataobj) > 0
+        reference = _read_mask(case.mask)
         _save_mask(predictions / REFERENCE / f"{case.case_id}.nii.gz", reference, native)
         slices[case.case_id] = _slice(case, reference, native.affine, params)
     pd.DataFrame(
@@ -335,7 +335,7 @@ def _crop(
     number = torch.rand(5, generator=drawn).tolist()
     room = np.array(volume.shape) - size
     start = (np.array(number[:3]) * (room + 1)).astype(int)
-    lesion = np.flatnonzero(mask) if number[3] < 0.5 else []
+    lesion = np.flatnonzero(mask if number[3] < 0.5 else False)
     if len(lesion):
         pick = int(torch.randint(len(lesion), (1,), generator=drawn))
         centre = np.array(np.unravel_index(lesion[pick], mask.shape))
@@ -375,6 +375,13 @@ def _save_mask(path: Path, mask: np.ndarray, like: Any) -> None:
         compressed.replace(temporary)
 
 
+def _read_mask(path: Path | None) -> np.ndarray:
+    """bool (X, Y, Z) as the file stores it."""
+    assert path is not None, "a segmentation case without mask"
+    image: Any = nibabel.load(str(path))
+    return np.asarray(image.dataobj) > 0
+
+
 def _widest(mask: np.ndarray) -> int:
     """Axial index with most lesion; the middle without any. ``mask`` is RAS (X, Y, Z)."""
     area = mask.sum(axis=(0, 1))
@@ -398,9 +405,9 @@ def _overlaps(
         path = predictions / system / f"{case_id}.nii.gz"
         if not path.exists():
             raise ValueError(f"no prediction {path}: every test case must have one")
-        image = nibabel.load(str(path))
+        image: Any = nibabel.load(str(path))
         predicted = np.asarray(image.dataobj) > 0
-        reference = np.asarray(nibabel.load(str(predictions / REFERENCE / path.name)).dataobj) > 0
+        reference = _read_mask(predictions / REFERENCE / path.name)
         spacing_mm = tuple(float(size) for size in image.header.get_zooms()[:3])
         if volumes_only:
             voxel_ml, nan = float(np.prod(spacing_mm)) / 1000, float("nan")
@@ -418,7 +425,7 @@ def _metrics(
     dice = np.array([o.dice for o in overlaps])
     volume = np.array([o.volume_ml for o in overlaps])
     reference = np.array([o.reference_volume_ml for o in overlaps])
-    common = {"num_resamples": params.num_bootstrap, "seed": params.seed}
+    common: Any = {"num_resamples": params.num_bootstrap, "seed": params.seed}
 
     def pooled(rows: np.ndarray) -> float:
         total = (volume + reference)[rows].sum()

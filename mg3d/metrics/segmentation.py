@@ -6,7 +6,9 @@ false-positive volume is what that case is judged by. Prediction empty, referenc
 never pays. HD95 is MONAI's: the larger of the two directed 95th percentiles.
 """
 
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -58,17 +60,11 @@ def overlap(
     box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
     p = torch.from_numpy(np.ascontiguousarray(np.pad(predicted[box], 1)))[None, None]
     r = torch.from_numpy(np.ascontiguousarray(np.pad(reference[box], 1)))[None, None]
-    hd95 = compute_hausdorff_distance(
-        p, r, include_background=True, percentile=95, spacing=spacing_mm
-    )
-    nsd = compute_surface_dice(
-        p,
-        r,
-        [tolerance_mm],
-        include_background=True,
-        spacing=spacing_mm,
-        use_subvoxels=True,
-    )
+    whole: Any = {"include_background": True, "spacing": spacing_mm}  # one channel: the lesion
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI warns about its own calls
+        hd95 = compute_hausdorff_distance(p, r, percentile=95, **whole)
+        nsd = compute_surface_dice(p, r, [tolerance_mm], use_subvoxels=True, **whole)
     intersection = float((predicted & reference).sum())
     dice = 2 * intersection / float(predicted.sum() + reference.sum())
     return Overlap(
