@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from mg3d.params import TextEncoder
@@ -93,7 +93,7 @@ class FrozenTextEncoder(nn.Module):
     def __init__(self, params: TextEncoder) -> None:
         super().__init__()
         self.name_or_folder = params.name_or_folder
-        transformer = _load(AutoModel, params.name_or_folder, use_safetensors=True)
+        transformer: Any = _load(AutoModel, params.name_or_folder, use_safetensors=True)
         if getattr(transformer, "pooler", None) is not None:
             transformer.pooler = None  # unused, and random where a checkpoint has none
         positions = getattr(transformer.config, "max_position_embeddings", params.max_tokens)
@@ -111,7 +111,7 @@ class FrozenTextEncoder(nn.Module):
         self.register_buffer("digest", _digest(transformer))
 
     @property
-    def transformer(self) -> nn.Module:
+    def transformer(self) -> PreTrainedModel:
         """The frozen transformers model."""
         return self._frozen[0]
 
