@@ -40,7 +40,7 @@ STORAGES = (
     Storage(bits=12),
     Storage(intercepts=(0,), is_signed=True, pads_corners=True),
     Storage(slope=0.5),
-    Storage(intercepts=(-1024, -1000)),
+    Storage(intercepts=(-1024, -1100)),
     Storage(intercepts=(-1000,), is_signed=True),
 )
 

@@ -59,7 +59,7 @@ CATALOGUE: dict[str, Kind] = {
     "septal_thickening": Kind(0.12),
     "peribronchial_thickening": Kind(0.12),
     "bronchiectasis": Kind(0.12, ANY_SIDE),
-    "nodule": Kind(0.25, ONE_SIDE, ("lobe",), sizes_mm=(7, 22)),
+    "nodule": Kind(0.25, ONE_SIDE, ("lobe",), sizes_mm=(10, 26)),
     "mass": Kind(0.14, ONE_SIDE, ("lobe",), sizes_mm=(34, 60)),
     "lymphadenopathy": Kind(0.15, sizes_mm=(14, 30)),
     "cardiomegaly": Kind(0.30, num_severities=3),

@@ -19,7 +19,9 @@ from mg3d.phantom.scan import acquire, draw_grid
 
 NAME = "stoic2021"
 COLUMNS = ("PatientID", "probCOVID", "probSevere")
-LOOKS_LIKE_COVID = ("ground_glass", "consolidation", "fibrosis", "mosaic", "septal_thickening")
+LOOKS_LIKE_COVID = (
+    "ground_glass", "consolidation", "fibrosis", "mosaic", "septal_thickening", "pneumothorax",
+)  # fmt: skip
 # Two of five negative, the others half mild, half severe.
 STATES = ((0, 0), (1, 0), (1, 1), (0, 0), (1, 0), (0, 0), (1, 1), (0, 0), (1, 0), (1, 1))
 
@@ -42,8 +44,8 @@ def state(params: WriteCohort, index: int) -> tuple[int, int]:
 
 
 def covid_findings(is_severe: int, draws: Draws) -> list[Finding]:
-    """Mild: a few patches; severe: many, with consolidation of one or both lower lobes."""
-    findings = [Finding("ground_glass", "both", severity=2 if is_severe else 0)]
+    """Mild: some patches; severe: many, with consolidation of one or both lower lobes."""
+    findings = [Finding("ground_glass", "both", severity=2 if is_severe else 1)]
     if is_severe:
         sides = ("right", "left") if draws.chance(0.5) else (draws.choice(("right", "left")),)
         findings += [Finding("consolidation", side, "lower lobe", severity=1) for side in sides]
