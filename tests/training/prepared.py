@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from mg3d import paths
 from mg3d.data.manifest import build_manifest
@@ -19,11 +20,6 @@ from mg3d.params import (
 )
 
 CONTRACT = VolumeContract(spacing_mm=(5.0, 8.0, 8.0), shape_voxels=(64, 32, 32))
-MODEL = Model(
-    vision=VisionEncoder(embed_dim=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_voxels=2),
-    text=TextEncoder(max_tokens=64),
-    num_fusion_layers=1,
-)
 OBJECTIVE = Objective(itc_weight=1.0, mim_block_voxels=16)
 PRETRAIN = Pretrain(
     batch_size=4,
@@ -34,6 +30,37 @@ PRETRAIN = Pretrain(
     checkpoint_every_steps=5,
 )
 FINDINGS = ("Nodule in the right upper lobe.", "No pleural effusion.", "The heart is enlarged.")
+
+
+def tiny_model(text_encoder: Path) -> Model:
+    """A model of 60 thousand parameters, so that tests spend their time elsewhere."""
+    if not text_encoder.exists():
+        write_text_encoder(text_encoder)
+    vision = VisionEncoder(
+        embed_dim=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_voxels=2
+    )
+    text = TextEncoder(name_or_folder=str(text_encoder), max_tokens=64)
+    return Model(vision=vision, text=text, num_fusion_layers=1)
+
+
+def write_text_encoder(folder: Path) -> None:
+    """A random one-layer BERT of width 32 whose words are those of the findings."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    words = sorted({*" ".join(FINDINGS).lower().replace(".", " . ").split()})
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    vocabulary = {name: index for index, name in enumerate(names)}
+    BertTokenizer(vocab=vocabulary).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder)
 
 
 def write_prepared(prepared: Path, num_studies: int = 14) -> None:

@@ -201,7 +201,7 @@ def reports(places: list[int]) -> Reports:
     for place in places:
         generator = torch.Generator().manual_seed(place)
         sentences = [3 + place % 3, 2, 4][: 1 + place % 3]
-        ids = torch.randint(1000, 20000, (sum(sentences),), generator=generator)
+        ids = torch.randint(5, 18, (sum(sentences),), generator=generator)
         index = torch.repeat_interleave(torch.arange(len(sentences)), torch.tensor(sentences))
         volume = torch.rand(1, 64, 32, 32, generator=generator, dtype=torch.float64)
         samples.append((volume, ids, index, len(sentences)))
@@ -215,39 +215,38 @@ def reports(places: list[int]) -> Reports:
         attention[0:2] = 1
         mask = torch.arange(num_sentences) < number
         input_ids = F.pad(ids, padding)
-        input_ids[0], input_ids[len(ids) + 1] = 101, 102
+        input_ids[0], input_ids[len(ids) + 1] = 2, 3
         rows.append((volume, input_ids, attention, F.pad(index, padding, value=-1), words, mask))
     columns = [torch.stack(column) for column in zip(*rows, strict=True)]
     return Reports([f"study-{place}" for place in places], *columns)
 
 
-def pretrains(rank: int, folder: Path) -> Tensors:
+def pretrains(rank: int, folder: Path, model: str) -> Tensors:
     """Losses and gradients of the whole model on this rank's share of a global batch of four."""
+    from prepared import tiny_model
+
     from mg3d.models.mg3d import MG3D
-    from mg3d.params import Model, Objective, TextEncoder, VisionEncoder
+    from mg3d.params import Objective
     from mg3d.training.distributed import gather, world_size
     from mg3d.training.feed import corrupt
     from mg3d.training.pretrain import PretrainStep
 
-    vision = VisionEncoder(
-        embed_dim=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_voxels=2
-    )
     objective = Objective(
         itc_weight=1.0, mim_block_voxels=16, ssm_similar_from=0.5, ssm_dissimilar_to=0.3
     )
     torch.manual_seed(0)
-    model = MG3D(Model(vision=vision, text=TextEncoder(), num_fusion_layers=1), objective).double()
-    module: nn.Module = PretrainStep(model)
+    network = MG3D(tiny_model(Path(model)), objective).double()
+    module: nn.Module = PretrainStep(network)
     if world_size() > 1:
         module = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
     share = 4 // world_size()
     places = list(range(rank * share, (rank + 1) * share))
     keys = [(1, place) for place in places]
-    inputs = corrupt(reports(places), keys, 0, objective, 103, 30522)  # type: ignore[arg-type]
+    inputs = corrupt(reports(places), keys, 0, objective, 4, 20)  # type: ignore[arg-type]
     losses = module(inputs)
     losses["total"].backward()
     means = {f"loss/{k}": gather(loss.detach()[None]).mean() for k, loss in losses.items()}
-    gradients = {k: p.grad for k, p in model.named_parameters() if p.requires_grad}
+    gradients = {k: p.grad for k, p in network.named_parameters() if p.requires_grad}
     assert all(gradient is not None for gradient in gradients.values())
     widths = {"widths": torch.tensor(inputs.input_ids.shape)}
     return {**means, **gradients, **widths}  # type: ignore[dict-item]
@@ -266,9 +265,9 @@ def validates(rank: int, folder: Path) -> Tensors:
     }
 
 
-def killed(rank: int, folder: Path, prepared: str, out: str) -> Tensors:
+def killed(rank: int, folder: Path, prepared: str, model: str, out: str) -> Tensors:
     """Ten steps of pre-training, ended by SIGKILL while the seventh is reported."""
-    from prepared import CONTRACT, MODEL, OBJECTIVE, PRETRAIN
+    from prepared import CONTRACT, OBJECTIVE, PRETRAIN, tiny_model
 
     from mg3d.training.pretrain import pretrain
 
@@ -276,18 +275,20 @@ def killed(rank: int, folder: Path, prepared: str, out: str) -> Tensors:
         if step == 7:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    pretrain(Path(prepared), Path(out), CONTRACT, MODEL, OBJECTIVE, PRETRAIN, kill)
+    network = tiny_model(Path(model))
+    pretrain(Path(prepared), Path(out), CONTRACT, network, OBJECTIVE, PRETRAIN, kill)
     return {}
 
 
-def trains(rank: int, folder: Path, prepared: str, out: str) -> Tensors:
+def trains(rank: int, folder: Path, prepared: str, model: str, out: str) -> Tensors:
     """The same ten steps, to their end."""
-    from prepared import CONTRACT, MODEL, OBJECTIVE, PRETRAIN
+    from prepared import CONTRACT, OBJECTIVE, PRETRAIN, tiny_model
 
     from mg3d.training.pretrain import pretrain
 
+    network = tiny_model(Path(model))
     final = pretrain(
-        Path(prepared), Path(out), CONTRACT, MODEL, OBJECTIVE, PRETRAIN, lambda *_: None
+        Path(prepared), Path(out), CONTRACT, network, OBJECTIVE, PRETRAIN, lambda *_: None
     )
     return {"finished": torch.tensor(final.name == "step-000010")}
 

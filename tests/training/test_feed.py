@@ -22,7 +22,7 @@ OBJECTIVE = Objective(mim_block_voxels=16)
 
 def _corrupt(places: list[int], step: int, seed: int = 0) -> Any:
     keys = [(step, place) for place in places]
-    return corrupt(ranks.reports(places), keys, seed, OBJECTIVE, 103, 30522)  # type: ignore[arg-type]
+    return corrupt(ranks.reports(places), keys, seed, OBJECTIVE, 4, 20)  # type: ignore[arg-type]
 
 
 def _same(one: torch.Tensor, other: torch.Tensor, padding: int) -> bool:
@@ -65,7 +65,7 @@ def test_inputs_and_labels_agree_in_every_epoch() -> None:
 def _feed(batch_size: int) -> tuple[Feed, Any]:
     params = Pretrain(num_steps=9, batch_size=batch_size)
     pairs = Subset(range(9), [0, 2, 3, 5, 6, 7, 8])  # type: ignore[arg-type]
-    feed = Feed(ranks.reports, OBJECTIVE, params, 103, 30522, torch.device("cpu"))  # type: ignore[arg-type]
+    feed = Feed(ranks.reports, OBJECTIVE, params, 4, 20, torch.device("cpu"))  # type: ignore[arg-type]
     return feed, pairs
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
-from prepared import CONTRACT, MODEL, OBJECTIVE, PRETRAIN, write_prepared
+from prepared import CONTRACT, OBJECTIVE, PRETRAIN, tiny_model, write_prepared
 
 from mg3d import paths
 from mg3d.training import pretrain as module
@@ -23,10 +23,25 @@ from mg3d.training.record import read_metrics
 FIGURES = {"losses.png", "reconstruction.png", "similarity.png"}
 
 
-def test_two_ranks_compute_the_losses_and_gradients_of_one(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    write_prepared(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the text encoder."""
+    folder = tmp_path_factory.mktemp("text") / "encoder"
+    tiny_model(folder)
+    return folder
+
+
+def test_two_ranks_compute_the_losses_and_gradients_of_one(model: Path, tmp_path: Path) -> None:
     """Spec/model invariant 14, all seven terms, reports of unequal length on the ranks."""
-    alone = ranks.pretrains(0, tmp_path)
-    both = ranks.run("pretrains", 2, tmp_path)
+    alone = ranks.pretrains(0, tmp_path, str(model))
+    both = ranks.run("pretrains", 2, tmp_path, str(model))
     terms = {f"loss/{term}" for term in ("mlm", "sfr", "mim", "cml", "dfa", "ssm", "itc")}
     assert terms < set(alone)
     assert both[0]["widths"][1] != both[1]["widths"][1]
@@ -36,23 +51,16 @@ def test_two_ranks_compute_the_losses_and_gradients_of_one(tmp_path: Path) -> No
     assert alone["loss/ssm"] > 0
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("prepared")
-    write_prepared(folder)
-    return folder
-
-
-def _pretrain(prepared: Path, out: Path, **changes: Any) -> Path:
+def _pretrain(prepared: Path, model: Path, out: Path, **changes: Any) -> Path:
     params = PRETRAIN.model_copy(update=changes)
-    return pretrain(prepared, out, CONTRACT, MODEL, OBJECTIVE, params, lambda *_: None)
+    return pretrain(prepared, out, CONTRACT, tiny_model(model), OBJECTIVE, params, lambda *_: None)
 
 
 @pytest.fixture(scope="module")
-def whole(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(prepared: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an uninterrupted run of ten steps."""
     out = tmp_path_factory.mktemp("whole")
-    _pretrain(prepared, out)
+    _pretrain(prepared, model, out)
     return out
 
 
@@ -61,14 +69,16 @@ def _without_speed(out: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if "samples_per_s" not in k} for line in lines]
 
 
-def test_ten_steps_are_five_a_kill_and_five(prepared: Path, whole: Path, tmp_path: Path) -> None:
+def test_ten_steps_are_five_a_kill_and_five(
+    prepared: Path, model: Path, whole: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
-    (process,) = ranks.start("killed", 1, tmp_path, str(prepared), str(out))
+    (process,) = ranks.start("killed", 1, tmp_path, str(prepared), str(model), str(out))
     process.communicate(timeout=240)
     assert process.returncode == -signal.SIGKILL
     assert [f.name for f in (out / paths.CHECKPOINTS).iterdir()] == ["step-000005"]
     assert _without_speed(out)[-1]["step"] == 7
-    final = _pretrain(prepared, out)
+    final = _pretrain(prepared, model, out)
     assert final == out / paths.CHECKPOINTS / "step-000010"
     for name in (paths.WEIGHTS, paths.TRAINING_STATE):
         expected = load_file(whole / paths.CHECKPOINTS / "step-000010" / name)
@@ -101,7 +111,7 @@ def test_a_run_folder_holds_the_record(prepared: Path, whole: Path) -> None:
 
 
 def test_a_finished_run_does_no_work(
-    prepared: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Path, model: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def work(*_: object) -> None:
         raise AssertionError("a volume was read")
@@ -109,42 +119,46 @@ def test_a_finished_run_does_no_work(
     with monkeypatch.context() as patch:
         patch.setattr(module, "account", work)
         before = {f: f.stat().st_mtime_ns for f in whole.rglob("*")}
-        assert _pretrain(prepared, whole).name == "step-000010"
+        assert _pretrain(prepared, model, whole).name == "step-000010"
         assert {f: f.stat().st_mtime_ns for f in whole.rglob("*")} == before
 
 
-def test_lost_figures_are_drawn_again(prepared: Path, whole: Path) -> None:
+def test_lost_figures_are_drawn_again(prepared: Path, model: Path, whole: Path) -> None:
     for file in (whole / paths.FIGURES).iterdir():
         file.unlink()
-    _pretrain(prepared, whole)
+    _pretrain(prepared, model, whole)
     assert {file.name for file in (whole / paths.FIGURES).iterdir()} == FIGURES
 
 
-def test_another_run_in_the_folder_is_refused(prepared: Path, whole: Path) -> None:
+def test_another_run_in_the_folder_is_refused(prepared: Path, model: Path, whole: Path) -> None:
     with pytest.raises(ValueError, match=r"pretrain.learning_rate: 0.001 -> 0.5\n.*another folder"):
-        _pretrain(prepared, whole, learning_rate=0.5)
+        _pretrain(prepared, model, whole, learning_rate=0.5)
 
 
-def test_a_damaged_volume_is_quarantined_and_the_rest_trains(tmp_path: Path) -> None:
+def test_a_damaged_volume_is_quarantined_and_the_rest_trains(model: Path, tmp_path: Path) -> None:
     write_prepared(tmp_path / "prepared")
     splits = json.loads((tmp_path / "prepared/build_manifest/splits.json").read_text())
     study_id = splits["train"][0]
     file = next((tmp_path / "prepared").rglob(f"{study_id}.npy"))
     file.write_bytes(file.read_bytes()[:-100])
-    _pretrain(tmp_path / "prepared", tmp_path / "out", num_steps=1)
+    _pretrain(tmp_path / "prepared", model, tmp_path / "out", num_steps=1)
     ledger = json.loads((tmp_path / "out" / paths.LEDGER_SUMMARY).read_text())
     assert ledger["reasons"] == {"checksum_mismatch": 1}
     assert study_id in (tmp_path / "out" / paths.LEDGER_ENTRIES).read_text()
 
 
-def test_a_batch_that_the_data_cannot_fill_is_refused(prepared: Path, tmp_path: Path) -> None:
+def test_a_batch_that_the_data_cannot_fill_is_refused(
+    prepared: Path, model: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=r"batch_size 64 exceeds the \d+ training studies"):
-        _pretrain(prepared, tmp_path, batch_size=64)
+        _pretrain(prepared, model, tmp_path, batch_size=64)
 
 
-def test_two_ranks_pretrain_like_one(prepared: Path, whole: Path, tmp_path: Path) -> None:
+def test_two_ranks_pretrain_like_one(
+    prepared: Path, model: Path, whole: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
-    ranks.run("trains", 2, tmp_path, str(prepared), str(out))
+    ranks.run("trains", 2, tmp_path, str(prepared), str(model), str(out))
     found, expected = _without_speed(out), _without_speed(whole)
     assert found[0].keys() == expected[0].keys()
     for step in (0, 1):  # then Adam turns rounding into differences
