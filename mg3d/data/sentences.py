@@ -99,9 +99,9 @@ def _clauses(text: str, span: Span) -> list[Span]:
     """Cut a sentence after each ``,`` and ``;`` outside parentheses and not between digits."""
     depth, points = 0, []
     for at in range(*span):
-        depth += (text[at] in "([") - (text[at] in ")]")
+        depth = max(0, depth + (text[at] in "([") - (text[at] in ")]"))
         between_digits = text[at - 1 : at].isdigit() and text[at + 1 : at + 2].isdigit()
-        if text[at] in ",;" and depth <= 0 and not between_digits:
+        if text[at] in ",;" and not depth and not between_digits:
             points.append(at + 1)
     return _cut(text, span, points)
 

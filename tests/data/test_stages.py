@@ -1,0 +1,154 @@
+"""The five stages in a row on an export with every bad input: nothing lost, nothing crashes."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mg3d.data.dicom import convert_dicom
+from mg3d.data.manifest import build_manifest
+from mg3d.data.pairs import Pairs
+from mg3d.data.parallel import parallel_map
+from mg3d.data.reports import clean_reports
+from mg3d.data.sentences import segment_sentences
+from mg3d.data.volumes import pack_volumes
+from mg3d.ledger import Ledger, read_summaries
+from mg3d.params import (
+    BuildManifest,
+    CleanReports,
+    ConvertDicom,
+    PackVolumes,
+    SegmentSentences,
+    VolumeContract,
+)
+
+CONTRACT = VolumeContract(spacing_mm=(2.0, 2.0, 2.0), shape_voxels=(32, 32, 32))
+
+
+def run_stages(data: Path, prepared: Path) -> dict[str, Ledger]:
+    return {
+        "convert_dicom": convert_dicom(
+            data / "dicom", prepared / "convert_dicom", ConvertDicom(num_workers=1)
+        ),
+        "clean_reports": clean_reports(
+            data / "reports.csv", prepared / "clean_reports", CleanReports()
+        ),
+        "segment_sentences": segment_sentences(
+            prepared / "clean_reports", prepared / "segment_sentences", SegmentSentences()
+        ),
+        "pack_volumes": pack_volumes(
+            prepared / "convert_dicom",
+            prepared / "pack_volumes",
+            PackVolumes(num_workers=1),
+            CONTRACT,
+        ),
+        "build_manifest": build_manifest(
+            prepared,
+            prepared / "build_manifest",
+            BuildManifest(validation_fraction=0.01, test_fraction=0.0),
+        ),
+    }
+
+
+@pytest.fixture
+def export(tmp_path: Path, write_series: Callable, edit_slice: Callable) -> Path:
+    """Studies 1 to 9 and reports, with the bad inputs of the issue."""
+    dicom = tmp_path / "data/dicom"
+    hu = np.random.default_rng(0).integers(-1000, 1000, (10, 8, 12))
+    files = {
+        number: write_series(
+            dicom / f"{number % 2}",
+            uid=f"1.5.{number}.1",
+            study=f"1.5.{number}",
+            patient=f"MRN-0000{number}",
+            accession=f"ACC-{number}",
+            prefix=f"{number}-",
+            seed=number,
+            hu=np.full((10, 8, 8), -1000) if number == 6 else hu,
+        )
+        for number in range(1, 8)
+    }
+    files[2][3].write_bytes(files[2][3].read_bytes()[:-100])  # truncated
+    files[3][4].unlink()  # a missing slice
+    edit_slice(files[4][0], PatientID="MRN-somebody else")  # two patients in one series
+    (dicom / "README.txt").write_text("not an image")
+    text = "FINDINGS: The lungs of this one are clear. Seen with Dr. Hale.\nIMPRESSION: Normal."
+    with (tmp_path / "data/reports.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["AccessionNumber", "PatientID", "ReportText"])
+        for number in (1, 2, 3, 4, 6, 8):  # 5: study without report; 8: report without study
+            rows.writerow([f"ACC-{number}", f"MRN-0000{number}", text])
+        rows.writerow(["ACC-7", "MRN-00007", "  "])  # an empty report
+    return tmp_path / "data"
+
+
+def test_inputs_are_used_or_quarantined_in_every_stage(export: Path, tmp_path: Path) -> None:
+    prepared = tmp_path / "prepared"
+    summaries = {name: ledger.summary() for name, ledger in run_stages(export, prepared).items()}
+    for summary in summaries.values():
+        assert summary["inputs"] == summary["used"] + summary["quarantined"]
+    assert {name: summary["reasons"] for name, summary in summaries.items()} == {
+        "convert_dicom": {"missing_slice": 1, "mixed_patients": 1, "not_dicom": 1, "truncated": 1},
+        "clean_reports": {"empty_report": 1},
+        "segment_sentences": {},
+        "pack_volumes": {"constant": 1},
+        # reports of 2, 3, 4 and 6 lost their studies, 8 never had one; studies 5 and 7
+        "build_manifest": {"report_without_study": 5, "study_without_report": 2},
+    }
+    on_disk = {summary["stage"]: summary for summary in read_summaries(prepared)}
+    assert on_disk == summaries
+
+    entries = (prepared / "convert_dicom/ledger.jsonl").read_text().splitlines()
+    num_files = sum(path.is_file() for path in (export / "dicom").rglob("*"))
+    assert sum(json.loads(entry)["count"] for entry in entries) == num_files
+
+    (pair,) = Pairs(prepared, "train", CONTRACT)
+    assert pair.volume.shape == (1, 32, 32, 32)
+    assert pair.sentences == [
+        "The lungs of this one are clear.",
+        "Seen with Dr. [NAME].",
+        "Normal.",
+    ]
+
+
+def test_no_identifier_leaves_the_export(export: Path, tmp_path: Path) -> None:
+    prepared = tmp_path / "prepared"
+    run_stages(export, prepared)
+    secrets = [b"MRN-0000", b"ACC-", b"DOE", b"Hale", b"1.5.1"]
+    for path in (path for path in prepared.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        if path.suffix == ".parquet":
+            content = pd.read_parquet(path).to_csv().encode()
+        assert not [s for s in secrets if s in content or s.decode() in path.name], path
+
+
+def test_a_second_run_writes_the_same_bytes(export: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run_stages(export, tmp_path / name)
+    for path in (path for path in (tmp_path / "a").rglob("*") if path.is_file()):
+        twin = tmp_path / "b" / path.relative_to(tmp_path / "a")
+        assert path.read_bytes() == twin.read_bytes(), path.name
+
+
+def test_the_stages_import_neither_torch_nor_monai() -> None:
+    modules = ("dicom", "reports", "sentences", "volumes", "manifest")
+    code = "import sys\n" + "".join(f"import mg3d.data.{name}\n" for name in modules)
+    code += "print([name for name in ('torch', 'monai', 'transformers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_parallel_map_keeps_order_reports_progress_and_passes_errors_on(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert list(parallel_map(abs, [-3, 1, -2], 2, "numbers")) == [3, 1, 2]
+    assert "numbers: 3/3, " in capfd.readouterr().err
+    assert list(parallel_map(abs, [], 2, "nothing")) == []
+    with pytest.raises(TypeError):
+        list(parallel_map(len, [1, 2], 2, "mistakes"))
