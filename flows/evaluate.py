@@ -39,8 +39,12 @@ def evaluate(
     results = [future.result(raise_on_failure=False) for future in futures]
     failed = {n: r for n, r in zip(names, results, strict=True) if not isinstance(r, Path)}
     if failed:
-        causes = "".join(f"\n{name}: {cause}" for name, cause in failed.items())
-        raise RuntimeError(f"downstream tasks failed: {', '.join(failed)}{causes}")
+        # one line each: the log of the task run has the rest, and Prefect repeats this text thrice
+        causes = [
+            f"\n{name}: {(str(cause).splitlines() or [repr(cause)])[-1]}"
+            for name, cause in failed.items()
+        ]
+        raise RuntimeError(f"downstream tasks failed: {', '.join(failed)}{''.join(causes)}")
     return results
 
 
