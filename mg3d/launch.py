@@ -53,27 +53,25 @@ def run(
     """Run ``command`` and return the last line, blank ones aside, of its standard output.
 
     ``on_line`` gets every line of both streams as it comes, in the calling thread; ``env`` is added
-    to the environment. Raises CommandError for an exit code other than 0. Any exception (one of
-    ``on_line`` too), KeyboardInterrupt or SIGTERM ends the child with its descendants: SIGTERM, and
-    SIGKILL to what is left after ``grace_s``.
+    to the environment. Raises CommandError, with the last lines of stdout and then of stderr, for
+    an exit code other than 0. Any exception (one of ``on_line`` too), KeyboardInterrupt or SIGTERM
+    ends the child with its descendants: SIGTERM, and SIGKILL to what is left after ``grace_s``.
     """
-    last: deque[str] = deque(maxlen=NUM_LAST_LINES)
-    answer = ""
+    last = {is_stdout: deque[str](maxlen=NUM_LAST_LINES) for is_stdout in (True, False)}
     with _sigterm_raises():
         process = _start(command, os.environ | {"PYTHONUNBUFFERED": "1"} | (env or {}))
         try:
             for line, is_stdout in _lines(process):
                 on_line(line)
                 if line.strip():
-                    last.append(line)
-                    answer = line if is_stdout else answer
+                    last[is_stdout].append(line)
             process.wait()
         finally:
             _end(process, grace_s)
             _live.discard(process)
     if process.returncode:
-        raise CommandError(command, process.returncode, last)
-    return answer
+        raise CommandError(command, process.returncode, [*last[True], *last[False]])
+    return last[True][-1] if last[True] else ""
 
 
 def torchrun(

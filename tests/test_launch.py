@@ -89,10 +89,10 @@ def test_a_failure_names_the_code_and_the_last_lines_of_both_streams() -> None:
         launch.run(python(code), lambda line: None)
     message = str(caught.value)
     assert caught.value.code == 3
-    assert "| the cause" in message
-    assert "| line 29" in message
-    assert "| line 10\n" not in message
-    assert message.count("\n  | ") == launch.NUM_LAST_LINES
+    assert message.endswith("| line 29\n  | the cause")  # however the two streams were scheduled
+    assert "| line 10\n" in message
+    assert "| line 9\n" not in message
+    assert message.count("\n  | ") == launch.NUM_LAST_LINES + 1
 
 
 def test_a_failure_by_signal_names_it_and_asks_about_memory() -> None:
