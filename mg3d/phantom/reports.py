@@ -107,7 +107,7 @@ def compose(
         if (
             not present.intersection(kinds)
             and not spoken.intersection(kinds)
-            and draws.chance(0.45)
+            and draws.chance(0.35)
         ):
             denied.append(draws.choice(templates))
             spoken.update(kinds)

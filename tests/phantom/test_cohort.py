@@ -24,7 +24,15 @@ def test_golden(cohort: Path) -> None:
     assert parts(cohort) == GOLDEN
 
 
-def test_bytes_do_not_depend_on_workers(cohort: Path, tiny: WriteCohort, tmp_path: Path) -> None:
+def test_bytes_depend_neither_on_workers_nor_on_simd(
+    cohort: Path, tiny: WriteCohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two fresh processes, which see a plainer processor: no AVX in numpy, no SIMD in libjpeg."""
+    from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
+
+    features = [name for name in __cpu_dispatch__ if __cpu_features__[name]]
+    monkeypatch.setenv("NPY_DISABLE_CPU_FEATURES", " ".join(features))
+    monkeypatch.setenv("JSIMD_FORCENONE", "1")
     again = tmp_path / "data"
     write_cohort(again, tiny.model_copy(update={"num_workers": 2}))
     assert digest(again) == digest(cohort)

@@ -12,6 +12,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless
 
 from mg3d.params import WriteCohort
+from mg3d.paths import DICOM
 from mg3d.phantom.case import Case, draw_case
 from mg3d.phantom.dicom_series import (
     STORAGES,
@@ -236,7 +237,7 @@ def write_case(root: Path, params: WriteCohort, index: int) -> list[Row]:
     number = FIRST_PATIENT + index
     stream = Draws(params.seed, "clutter", index)
     case = draw_case(stream, stream.child("study"), number)
-    folder = root / "dicom" / f"PAT{number:05d}" / "STU000"
+    folder = root / DICOM.name / f"PAT{number:05d}" / "STU000"
     patient = Patient(folder, case, accession_number(case, number, 0))
     BAD[index](patient)
     return patient.rows

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mg3d.params import WriteCohort
+from mg3d.paths import DICOM, REPORTS
 from mg3d.phantom.canvas import Vector
 from mg3d.phantom.case import Case, dicom_date, draw_case, written_date
 from mg3d.phantom.dicom_series import (
@@ -74,7 +75,7 @@ def write_case(root: Path, params: WriteCohort, index: int) -> list[Row]:
     for study in range(num_studies(params, index)):
         case = draw_case(patient, patient.child("study", study), index)
         accession = accession_number(case, index, study)
-        folder = root / "dicom" / f"PAT{index:05d}" / f"STU{study:03d}"
+        folder = root / DICOM.name / f"PAT{index:05d}" / f"STU{study:03d}"
         num_slices = _write_study(folder, case, accession, params)
         rows.append(report_row(case, accession, report_text(case, num_slices)))
     return rows
@@ -112,4 +113,4 @@ def _write_study(folder: Path, case: Case, accession: str, params: WriteCohort) 
 
 def write_tables(root: Path, params: WriteCohort, rows: Sequence[Row]) -> None:
     shuffled = Draws(params.seed, "pacs", "rows").shuffled(rows)
-    write_csv(root / "reports.csv", COLUMNS, shuffled, quote_all=True)
+    write_csv(root / REPORTS.name, COLUMNS, shuffled, quote_all=True)
