@@ -40,6 +40,8 @@ def calibration(
             x, y, count = np.array(points).T
             axes.plot(x, y, linewidth=1)
             axes.scatter(x, y, s=10 + 5 * count, label=system)
+        else:
+            axes.plot([], [], label=f"{system}: no cases")
     axes.set(
         xlabel="predicted probability",
         ylabel="observed share",

@@ -27,10 +27,12 @@ AIR_HU, SOFT_TISSUE_HU = -500, (-300, 300)
 MIN_SHARE = 0.01  # of the voxels must be air or lung, and as many soft tissue
 
 
-def natural_key(name: str) -> tuple[tuple[int, str], ...]:
-    """Sort key in which slice 2 comes before slice 10."""
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key in which slice 2 comes before slice 10, and numbers before letters."""
     return tuple(
-        (int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(name) if part
+        (0, int(part), "") if part.isdigit() else (1, 0, part)
+        for part in _DIGITS.split(name)
+        if part
     )
 
 

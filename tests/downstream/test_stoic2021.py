@@ -1,0 +1,98 @@
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mg3d.downstream import DOWNSTREAM
+from mg3d.downstream.stoic2021 import cases
+from mg3d.finetuning.task import evaluate, score
+from mg3d.ledger import Ledger, Reason
+from mg3d.params import Stoic2021
+
+from .layouts import write_stoic
+
+TASK = DOWNSTREAM["stoic2021"]
+PARAMS = Stoic2021(num_steps=2, batch_size=4, test_fraction=0.5, num_bootstrap=100)
+
+
+def test_cases_and_bad_rows(tmp_path: Path) -> None:
+    write_stoic(tmp_path)
+    ledger = Ledger("stoic2021", "case")
+    found = cases(tmp_path, ledger)
+    reasons = sorted((e.reason, e.detail) for e in ledger.entries if e.reason)
+    assert reasons == [
+        (Reason.INVALID_LABEL, "labels must be 0 or 1"),
+        (Reason.INVALID_LABEL, "severe without COVID"),
+        (Reason.ORPHAN_IMAGE, "no row in reference.csv"),
+        (Reason.UNREADABLE, "no volume for this row"),
+    ]
+    assert len(found) == 9  # eight, and one whose file is broken
+    labels = sorted((str(case.labels["covid"]), str(case.labels["severe"])) for case in found)
+    assert labels == [("0", "None")] * 4 + [("1", "0")] * 2 + [("1", "1")] * 3
+    assert not any("107" in case.case_id + case.patient_id for case in found)
+
+
+def test_missing_table_and_columns(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="ships it beside data/mha"):
+        cases(tmp_path, Ledger("stoic2021", "case"))
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata" / "reference.csv").write_text("PatientID,probCOVID\n1,0\n")
+    with pytest.raises(ValueError, match=r"lacks the columns \['probSevere'\]"):
+        cases(tmp_path, Ledger("stoic2021", "case"))
+
+
+def test_end_to_end_and_again_without_work(tmp_path: Path, checkpoint: Path) -> None:
+    write_stoic(tmp_path / "data", num_cases=24)
+    out = tmp_path / "out"
+    seen: list[str] = []
+    result = evaluate(
+        TASK, checkpoint, tmp_path / "data", out, PARAMS, lambda step, m: seen.extend(m)
+    )
+    assert json.loads((out / "result.json").read_text()) == result
+    assert "stoic2021/train/total" in seen
+    assert result["ledger"]["quarantined"] == 5
+    assert result["ledger"]["reasons"]["unreadable"] == 2
+    assert sum(result["cases"].values()) == 24
+    assert set(result["headline"]["null"]) == {"prevalence", "random_encoder"}
+    assert result["nulls"]["prevalence"]["covid_auroc"]["value"] in (0.5, None)
+    # Two severe cases in all are too few: the next metric heads, and the reason is there.
+    assert result["headline"]["name"] == "covid_auroc"
+    assert result["metrics"]["severe_auroc"]["value"] is None
+    assert "3 of each are needed" in result["unavailable"]["severe_auroc"]
+    assert sorted(p.stem for p in (out / "figures").iterdir()) == [
+        "calibration_covid", "calibration_severe", "roc_covid", "roc_severe",
+    ]  # fmt: skip
+
+    before = (out / "predictions" / "model.csv").stat().st_mtime_ns
+    again = evaluate(TASK, checkpoint, tmp_path / "data", out, PARAMS, lambda step, m: None)
+    assert again == result
+    assert (out / "predictions" / "model.csv").stat().st_mtime_ns == before
+    (tmp_path / "data" / "metadata" / "reference.csv").open("a").write("\n")
+    changed = evaluate(TASK, checkpoint, tmp_path / "data", out, PARAMS, lambda step, m: None)
+    assert changed["inputs"]["data"] != result["inputs"]["data"]
+    assert changed["metrics"] == result["metrics"]
+
+
+def test_scores_come_from_the_files_alone(tmp_path: Path) -> None:
+    predictions = tmp_path / "predictions"
+    predictions.mkdir()
+    table = pd.DataFrame(
+        {
+            "case_id": list("abcdefgh"),
+            "patient_id": list("abcdefgh"),
+            "covid": [0, 0, 0, 1, 1, 1, 1, 1],
+            "severe": [None, None, None, 0, 0, 1, 1, 1],
+            "p_covid": [0.1, 0.2, 0.8, 0.9, 0.7, 0.85, 0.9, 0.9],
+            "p_severe": [0.9] * 3 + [0.3, 0.6, 0.5, 0.8, 0.9],
+        }
+    )
+    for system in ("model", "prevalence", "random_encoder"):
+        table.to_csv(predictions / f"{system}.csv", index=False)
+    scored = score(TASK, tmp_path, PARAMS)
+    # Three negatives against five positives: all right but the pair (0.8, 0.7).
+    assert scored["metrics"]["covid_auroc"]["value"] == pytest.approx(14 / 15)
+    # Severity among positives only; the negatives' 0.9 does not count. Two mild cases: too few.
+    assert scored["metrics"]["severe_auroc"]["value"] is None
+    with pytest.raises(ValueError, match="no predictions"):
+        score(TASK, tmp_path / "elsewhere", PARAMS)

@@ -1,0 +1,26 @@
+import numpy as np
+
+from mg3d.figures.segmentation import bland_altman, overlays
+
+
+def test_overlays_show_front_up_and_right_on_the_left() -> None:
+    image = np.zeros((6, 4))
+    image[5, 3] = 1  # most right, most front
+    mask = image > 0
+    figure = overlays([image], [mask], [np.zeros_like(mask)], ["a"])
+    shown = figure.axes[0].images[0].get_array()
+    assert shown.shape == (4, 6)
+    assert shown[0, 0] == 1
+
+
+def test_overlays_leave_spare_panels_empty() -> None:
+    image = np.zeros((4, 4))
+    figure = overlays([image] * 5, [image > 0] * 5, [image > 0] * 5, list("abcde"))
+    assert [len(axes.images) for axes in figure.axes] == [1] * 5 + [0] * 3
+
+
+def test_bland_altman_draws_bias_and_limits() -> None:
+    figure = bland_altman(np.array([2.0, 4.0]), np.array([1.0, 1.0]), 2.0, (-1.0, float("nan")))
+    heights = [line.get_ydata()[0] for line in figure.axes[0].lines]
+    assert heights == [2.0, -1.0, 0.0]
+    assert figure.axes[0].collections[0].get_offsets().tolist() == [[1.5, 1.0], [2.5, 3.0]]

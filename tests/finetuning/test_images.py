@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+from PIL import Image
+
+from mg3d.finetuning.images import load_image, load_slices, natural_key, packed_cases, problem
+from mg3d.finetuning.task import Case
+from mg3d.ledger import Ledger, Reason
+from mg3d.params import VolumeContract
+
+CONTRACT = VolumeContract(spacing_mm=(6.0, 6.0, 6.0), shape_voxels=(32, 32, 32))
+
+
+def test_slice_two_comes_before_slice_ten() -> None:
+    names = ["10.jpg", "1.jpg", "2.jpg", "b3.jpg", "b12.jpg"]
+    assert sorted(names, key=natural_key) == ["1.jpg", "2.jpg", "10.jpg", "b3.jpg", "b12.jpg"]
+
+
+def test_slices_are_turned_to_the_contract(tmp_path: Path) -> None:
+    for number in range(1, 33):  # the first is the uppermost, bright in front and on the right
+        pixels = np.full((32, 32), 4 * number, np.uint8)
+        pixels[:8] += 60
+        pixels[:, :8] += 60
+        Image.fromarray(pixels).save(tmp_path / f"{number}.jpg", quality=100)
+    volume = load_slices(tmp_path, CONTRACT)
+    assert volume.shape == (32, 32, 32)
+    assert volume.dtype == np.int16
+    gray = (volume.astype(float) + 1000) * 255 / 2000
+    assert gray[0, 15, 15] == pytest.approx(128, abs=4)  # feet: slice 32
+    assert gray[31, 15, 15] == pytest.approx(4, abs=4)  # head: slice 1
+    assert gray[0, 30, 15] - gray[0, 15, 15] == pytest.approx(60, abs=6)  # front
+    assert gray[0, 15, 30] - gray[0, 15, 15] == pytest.approx(60, abs=6)  # right
+
+
+def test_slices_of_two_sizes_or_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="0 slices"):
+        load_slices(tmp_path, CONTRACT)
+    for number, size in enumerate((8, 9)):
+        Image.fromarray(np.zeros((size, size), np.uint8)).save(tmp_path / f"{number}.jpg")
+    with pytest.raises(ValueError, match="2 slices of 2 sizes"):
+        load_slices(tmp_path, CONTRACT)
+
+
+def test_mha_has_the_geometry_that_simpleitk_says(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    image = SimpleITK.GetImageFromArray(generator.integers(-1000, 900, (4, 5, 6)).astype(np.int16))
+    image.SetSpacing((0.7, 0.8, 2.5))
+    image.SetOrigin((-12.0, 30.0, -400.0))
+    image.SetDirection((0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0))
+    SimpleITK.WriteImage(image, str(tmp_path / "a.mha"))
+    volume, affine = load_image(Case("c", "p", tmp_path / "a.mha"))
+    assert volume.shape == (6, 5, 4)
+    for index in ((0, 0, 0), (5, 0, 0), (2, 3, 1)):
+        left, back, up = image.TransformIndexToPhysicalPoint(index)
+        assert affine @ [*index, 1] == pytest.approx([-left, -back, up, 1])
+        assert volume[index] == image[index]
+
+
+def test_other_formats_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'\.npz'"):
+        load_image(Case("c", "p", tmp_path / "a.npz"))
+
+
+def chest() -> np.ndarray:
+    volume = np.full((16, 16, 16), -1000, np.float32)
+    volume[4:12, 4:12] = 30
+    return volume
+
+
+def test_hu_must_be_where_they_should() -> None:
+    assert problem(chest()) is None
+    never, twice = problem(chest() + 1024), problem(chest() - 1024)
+    assert never is not None
+    assert twice is not None
+    assert never[0] == twice[0] == Reason.NOT_HU
+    assert problem(chest() * 0) == (Reason.CONSTANT, "")
+    broken = chest()
+    broken[0, 0, 0] = np.nan
+    assert problem(broken) == (Reason.NOT_FINITE, "")
+
+
+def test_a_broken_file_stops_nobody(tmp_path: Path) -> None:
+    image = SimpleITK.GetImageFromArray(chest())
+    image.SetSpacing((10, 10, 10))
+    SimpleITK.WriteImage(image, str(tmp_path / "good.mha"))
+    (tmp_path / "bad.mha").write_bytes((tmp_path / "good.mha").read_bytes()[:500])
+    cases = [Case(name, name, tmp_path / f"{name}.mha") for name in ("bad", "good", "absent")]
+    ledger = Ledger("task", "case", ["bad", "good", "absent"])
+    split = {"train": cases[:2], "test": cases[2:]}
+    with packed_cases(split, CONTRACT, ledger) as volumes:
+        assert [case.case_id for case in split["train"]] == ["good"]
+        assert split["test"] == []
+        batch = volumes.batch(split["train"])
+        assert batch.shape == (1, 1, 32, 32, 32)
+        assert 0 <= float(batch.min()) < float(batch.max()) <= 1
+        assert volumes.slices(split["train"][0], 3).shape == (3, 32, 32)
+        folder = volumes.folder
+    assert not folder.exists()
+    assert {e.input_id: e.reason for e in ledger.entries} == {
+        "bad": Reason.UNREADABLE, "absent": Reason.UNREADABLE,
+    }  # fmt: skip
