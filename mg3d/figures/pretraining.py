@@ -76,14 +76,15 @@ def reconstruction(
 def similarity_matrix(similarity: np.ndarray, title: str = "") -> Figure:
     """Cosine similarity [V, V] of each volume (rows) with each report (columns).
 
-    Matching pairs are on the diagonal; where a row's largest value lies there, it is ringed.
+    Matching pairs are on the diagonal; those above all others of their row are ringed.
     """
     if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
         raise ValueError(f"similarity {similarity.shape} must be square: one report per volume")
     figure = Figure(figsize=(4.6, 4), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(similarity, cmap="viridis", interpolation="nearest")
-    found = np.flatnonzero(similarity.argmax(axis=1) == np.arange(len(similarity)))
+    not_below = similarity >= similarity.diagonal()[:, None]
+    found = np.flatnonzero(not_below.sum(axis=1) == 1)  # only itself
     axes.plot(found, found, "o", markerfacecolor="none", markeredgecolor="white", markersize=5)
     axes.set(xlabel="report", ylabel="volume", title=title)
     figure.colorbar(image, label="cosine similarity")

@@ -124,8 +124,10 @@ def save(
     (temporary / STATE_JSON).write_text(json.dumps(state, indent=1))
     sums = [f"{file_sha256(file)}  {file.name}\n" for file in sorted(temporary.iterdir())]
     (temporary / CHECKSUMS).write_text("".join(sums))
-    for path in (*temporary.iterdir(), temporary):
-        _fsync(path)
+    for file in temporary.iterdir():
+        file.chmod(0o644)  # safetensors makes them private
+        _fsync(file)
+    _fsync(temporary)
     if final.exists():  # a damaged one that `latest` passed over
         shutil.rmtree(final)
     temporary.rename(final)

@@ -223,7 +223,7 @@ def _parallel(module: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(
         module,
         device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # they are constants
+        forward_sync_buffers=False,  # they are constants
     )
 
 

@@ -53,9 +53,8 @@ def evaluate(model: "MG3D", batches: Iterable["Inputs"]) -> tuple[dict[str, floa
         scores |= {"mlm": mlm / num_words, "mlm_accuracy": right / num_words}
     if weights.mim_weight and num_voxels:
         scores["mim"] = mim / num_voxels
-    image = gather(torch.cat(images).to(device))
-    text = gather(torch.cat(texts).to(device))
-    similarity = (image @ text.T).cpu().numpy()
+    image, text = (gather(torch.cat(rows).to(device)).cpu().numpy() for rows in (images, texts))
+    similarity = image @ text.T  # in numpy, where autocast cannot round it
     if len(similarity):
         scores |= retrieval_scores(similarity)
     return scores, similarity

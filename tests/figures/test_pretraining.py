@@ -36,8 +36,8 @@ def test_reconstruction_shows_head_and_front_up_and_right_on_the_left() -> None:
 
 
 def test_similarity_matrix_rings_what_was_found() -> None:
-    similarity = np.array([[0.9, 0.1, 0.2], [0.8, 0.1, 0.2], [0.0, 0.1, 0.7]])
-    axes = similarity_matrix(similarity).axes[0]
+    similarity = np.array([[0.9, 0.1, 0.2], [0.2, 0.2, 0.1], [0.0, 0.1, 0.7]])
+    axes = similarity_matrix(similarity).axes[0]  # the tie in the second row is no find
     np.testing.assert_array_equal(axes.images[0].get_array(), similarity)
     np.testing.assert_array_equal(axes.lines[0].get_xdata(), [0, 2])
     with pytest.raises(ValueError, match="square"):

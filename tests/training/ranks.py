@@ -238,7 +238,7 @@ def pretrains(rank: int, folder: Path, model: str) -> Tensors:
     network = MG3D(tiny_model(Path(model)), objective).double()
     module: nn.Module = PretrainStep(network)
     if world_size() > 1:
-        module = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+        module = nn.parallel.DistributedDataParallel(module, forward_sync_buffers=False)
     share = 4 // world_size()
     places = list(range(rank * share, (rank + 1) * share))
     keys = [(1, place) for place in places]

@@ -135,6 +135,23 @@ def test_another_run_in_the_folder_is_refused(prepared: Path, model: Path, whole
         _pretrain(prepared, model, whole, learning_rate=0.5)
 
 
+def test_half_precision_and_a_single_term(prepared: Path, model: Path, tmp_path: Path) -> None:
+    off = dict.fromkeys(("mlm", "sfr", "cml", "dfa", "ssm", "itc"), 0.0)
+    mim = OBJECTIVE.model_copy(update={f"{term}_weight": weight for term, weight in off.items()})
+    for name, objective, figures in (
+        ("all", OBJECTIVE, FIGURES),
+        ("mim", mim, FIGURES - {"similarity.png"}),
+    ):
+        params = PRETRAIN.model_copy(update={"num_steps": 2, "precision": "bfloat16"})
+        out = tmp_path / name
+        pretrain(prepared, out, CONTRACT, tiny_model(model), objective, params, lambda *_: None)
+        assert {file.name for file in (out / paths.FIGURES).iterdir()} == figures
+        weights = load_file(out / paths.CHECKPOINTS / "step-000002" / paths.WEIGHTS)
+        assert {w.dtype for w in weights.values() if w.is_floating_point()} == {torch.float32}
+        validation = [k for line in _without_speed(out) for k in line if "/validation/" in k]
+        assert ("pretrain/validation/mlm_accuracy" in validation) == (name == "all")
+
+
 def test_a_damaged_volume_is_quarantined_and_the_rest_trains(model: Path, tmp_path: Path) -> None:
     write_prepared(tmp_path / "prepared")
     splits = json.loads((tmp_path / "prepared/build_manifest/splits.json").read_text())
