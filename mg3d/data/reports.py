@@ -50,6 +50,11 @@ _LINE_HEADING = re.compile(
     rf"^{_DECORATION}(?=[A-Z])(?i:{_NAME})(?:{_COLON}|[ \t]+[-–—]+[ \t]+|{_DECORATION}$)",
     re.MULTILINE,
 )
+_SIGNATURE = re.compile(
+    r"^(?:Electronically\s+signed|Signed|Dictated|Reported|Read|Verified|Transcribed|Approved)"
+    r"\s+(?:by|on)\b:?",
+    re.MULTILINE,
+)
 _INLINE_HEADING = re.compile(rf"(?<=\s)[*_]*(?=[A-Z])(?i:{_NAME}){_COLON}")
 
 _NOT_GIVEN = re.compile(
@@ -120,11 +125,15 @@ def _headings(text: str) -> list[tuple[str, int, int]]:
         after_sentence = text[: match.start()].rstrip()[-1:] in tuple(".!?:;)]")
         if after_sentence or match.group().partition("(")[0].isupper():
             matches.append(match)
+    spans = [
+        (match.start(), match.end(), next(kind for kind in HEADINGS if match.group(kind)))
+        for match in matches
+    ]
+    spans += [(match.start(), match.end(), "other") for match in _SIGNATURE.finditer(text)]
     found: list[tuple[str, int, int]] = []
-    for match in sorted(matches, key=re.Match.start):
-        if not found or match.start() >= found[-1][2]:
-            kind = next(kind for kind in HEADINGS if match.group(kind))
-            found.append((kind, match.start(), match.end()))
+    for start, end, kind in sorted(spans):
+        if not found or start >= found[-1][2]:
+            found.append((kind, start, end))
     return found
 
 
@@ -217,7 +226,8 @@ _RULES: list[tuple[str, re.Pattern[str]]] = [
         r"\g<key>[NAME]",
         re.compile(
             r"(?P<key>\b(?:[Pp]atient(?:'s)? name|[Ss]igned by|[Dd]ictated by|[Rr]eported by"
-            rf"|[Rr]ead by|[Rr]eviewed by|[Rr]eferred by)[: ]+){_PERSON}(?: {_PERSON}){{0,2}}"
+            r"|[Rr]ead by|[Rr]eviewed by|[Rr]eferred by)[: ]+)(?!(?:Drs?|Prof|Mr|Mrs|Ms)\b)"
+            rf"{_PERSON}(?: {_PERSON}){{0,2}}"
         ),
     ),
 ]

@@ -51,6 +51,11 @@ def sections(text: str) -> tuple[str, str]:
             "Clear.",
             "Normal.",
         ),
+        (
+            "FINDINGS: Clear.\nIMPRESSION: Normal.\nDictated by Dr. A on 3/4/2021",
+            "Clear.",
+            "Normal.",
+        ),
         # The words alone, in a sentence, are no headings.
         ("No new findings. The impression is of\nfindings: as before.", None, ""),
         ("FINDINGS: LUNGS: Clear. HEART: Large.", "LUNGS: Clear. HEART: Large.", ""),
@@ -112,6 +117,7 @@ def test_normalise_undoes_escapes() -> None:
         ("Drs. Smith and Jones agree. Lungs clear.", "Drs. [NAME] agree. Lungs clear."),
         ("Patient DOE^JANE^M here.", "Patient [NAME] here."),
         ("Read by John Q. Public, MD.", "Read by [NAME]."),
+        ("Reviewed by Dr. Lind on 2022-06-06.", "Reviewed by Dr. [NAME] on [DATE]."),
         ("MRN: 123456, accession CT-99812.", "MRN: [ID], accession [ID]."),
         ("UID 1.2.840.113619.2.55", "UID [ID]"),
         ("Case 00123456 filed.", "Case [ID] filed."),
