@@ -56,3 +56,9 @@ def test_a_profile_with_other_data_is_refused_before_anything_runs(children: Any
 
 def test_the_sections_of_stages_exist() -> None:
     assert set(SECTIONS_OF_STAGES) <= set(Params.model_fields)
+
+
+def test_a_fresh_clone_has_no_folder_for_prefect_yet(tmp_path: Path) -> None:
+    home = tmp_path / "runs" / "prefect"
+    launch.run([sys.executable, "-c", "import flows"], env={"PREFECT_HOME": str(home)})
+    assert home.is_dir()
