@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 import nibabel
 import numpy as np
 import pydicom
+from pydicom.config import disable_value_validation
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from mg3d import paths
@@ -96,6 +97,7 @@ READ_TAGS: list[Any] = [
 ]
 
 
+@disable_value_validation()  # its warnings quote the values, which may be a patient's
 def read_header(path: Path) -> Header:
     """Header of one DICOM file, without its pixels.
 
@@ -278,6 +280,7 @@ def arrange(headers: Sequence[Header], params: ConvertDicom) -> Grid:
     return Grid(tuple(headers[i] for i in order), LPS_TO_RAS @ affine)
 
 
+@disable_value_validation()
 def read_volume(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     """Decode a series -> (int16 [X, Y, Z], affine to RAS mm).
 

@@ -313,3 +313,13 @@ def test_compressed_slices_decode_to_the_same_volume(
     np.testing.assert_array_equal(read_volume(arrange(headers, PARAMS))[0], plain)
     files[0].write_bytes(files[0].read_bytes()[:-20])
     assert not read_header(files[0]).complete
+
+
+def test_malformed_values_are_not_quoted_in_warnings(
+    tmp_path: Path, write_series: Write, recwarn: pytest.WarningsRecorder
+) -> None:
+    for path in write_series(tmp_path / "dicom", study="1.2.3.777"):
+        path.write_bytes(path.read_bytes().replace(b"1.2.3.777", b"1.2.SECRT"))
+    recwarn.clear()
+    convert_dicom(tmp_path / "dicom", tmp_path / "out", PARAMS)
+    assert not [warning for warning in recwarn if "SECRT" in str(warning.message)]
