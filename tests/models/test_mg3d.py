@@ -233,6 +233,41 @@ def test_reports_guide_the_reconstruction(tiny_model: Model, make_inputs: MakeIn
     assert torch.equal(built(inputs).reconstruction, built(peeking).reconstruction)
 
 
+@pytest.mark.parametrize("ssm_target", ["static", "contextual"])
+def test_targets_are_frozen_features_of_the_whole_sentences(
+    tiny_model: Model, make_inputs: MakeInputs, ssm_target: str
+) -> None:
+    """SFR: contextual means through the frozen head; SSM: word embeddings, or the same means."""
+    torch.manual_seed(0)
+    built = MG3D(tiny_model, _weights(*TERMS).model_copy(update={"ssm_target": ssm_target}))
+    inputs = make_inputs()
+    outputs = built(inputs)
+    transformer = built.text_encoder.transformer
+    with torch.no_grad():
+        contextual = transformer(inputs.input_ids, inputs.attention_mask).last_hidden_state
+        static = transformer.embeddings.word_embeddings(inputs.input_ids)
+    compared = {"static": static, "contextual": contextual}[ssm_target]
+    for row, number in inputs.sentence_mask.nonzero().tolist():
+        own = inputs.sentence_index[row] == number
+        target = built.sfr_target_head(contextual[row, own].mean(0))
+        torch.testing.assert_close(outputs.sfr_target[row, number], target)
+        torch.testing.assert_close(outputs.ssm_text[row, number], compared[row, own].mean(0))
+    assert not outputs.sfr_target.requires_grad
+    assert not outputs.ssm_text.requires_grad
+
+
+def test_words_are_predicted_from_the_corrupted_report_and_the_whole_volume(
+    tiny_model: Model, make_inputs: MakeInputs
+) -> None:
+    built, inputs = _build(tiny_model, "mlm", double=True), _double(make_inputs())
+    logits = built(inputs).mlm_logits
+    original = torch.where(inputs.mlm_labels >= 0, 4, inputs.input_ids)
+    unseen = dataclasses.replace(inputs, input_ids=original, masked_volume=inputs.volume * 0)
+    assert torch.equal(built(unseen).mlm_logits, logits)
+    for seen in ({"volume": inputs.volume.flip(0)}, {"masked_ids": original}):
+        assert not torch.allclose(built(dataclasses.replace(inputs, **seen)).mlm_logits, logits)
+
+
 def test_odd_reports_give_finite_losses_and_gradients(
     tiny_model: Model, make_inputs: MakeInputs
 ) -> None:
