@@ -41,7 +41,7 @@ def evaluate(
     if failed:
         # one line each: the log of the task run has the rest, and Prefect repeats this text thrice
         causes = [
-            f"\n{name}: {(str(cause).splitlines() or [repr(cause)])[-1]}"
+            f"\n{name}: {(str(cause).splitlines() or [repr(cause)])[-1].removeprefix('  | ')}"
             for name, cause in failed.items()
         ]
         raise RuntimeError(f"downstream tasks failed: {', '.join(failed)}{''.join(causes)}")
