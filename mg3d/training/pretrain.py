@@ -7,7 +7,8 @@ the ledger of the studies.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def pretrain(
     the ranks or the data; FloatingPointError if a loss is not finite.
     """
     torch.set_num_threads(params.num_threads_per_rank)
-    with distributed.process_group() as device:
+    with distributed.process_group() as device, _written_gradients(device, params.precision):
         if params.batch_size % world_size():
             raise ValueError(
                 f"pretrain.batch_size {params.batch_size} cannot be shared by {world_size()} ranks"
@@ -191,6 +192,22 @@ class PretrainStep(nn.Module):
         from mg3d.objectives.objective import objective
 
         return objective(self.model(inputs), inputs, self.model.objective, self.gather)
+
+
+@contextmanager
+def _written_gradients(device: torch.device, precision: str) -> Iterator[None]:
+    """Without oneDNN where its gradients are wrong.
+
+    In bfloat16 on a CPU (torch 2.13) it leaves parts of the weight gradient of a 3x3x3 convolution
+    over one or two voxels, the first of our decoder, unwritten: whatever was in memory.
+    """
+    mkldnn: Any = torch.backends.mkldnn
+    before = mkldnn.enabled
+    mkldnn.enabled = before and not (device.type == "cpu" and precision == "bfloat16")
+    try:
+        yield
+    finally:
+        mkldnn.enabled = before
 
 
 def _last_checkpoint(out: Path, fingerprint: Fingerprint) -> Path | None:

@@ -142,14 +142,33 @@ def test_half_precision_and_a_single_term(prepared: Path, model: Path, tmp_path:
         ("all", OBJECTIVE, FIGURES),
         ("mim", mim, FIGURES - {"similarity.png"}),
     ):
-        params = PRETRAIN.model_copy(update={"num_steps": 2, "precision": "bfloat16"})
+        params = PRETRAIN.model_copy(update={"num_steps": 1, "precision": "bfloat16"})
         out = tmp_path / name
         pretrain(prepared, out, CONTRACT, tiny_model(model), objective, params, lambda *_: None)
         assert {file.name for file in (out / paths.FIGURES).iterdir()} == figures
-        weights = load_file(out / paths.CHECKPOINTS / "step-000002" / paths.WEIGHTS)
+        weights = load_file(out / paths.CHECKPOINTS / "step-000001" / paths.WEIGHTS)
         assert {w.dtype for w in weights.values() if w.is_floating_point()} == {torch.float32}
         validation = [k for line in _without_speed(out) for k in line if "/validation/" in k]
         assert ("pretrain/validation/mlm_accuracy" in validation) == (name == "all")
+
+
+def test_onednn_is_left_out_where_its_gradients_are_wrong() -> None:
+    cpu = torch.device("cpu")
+    torch.manual_seed(0)
+    layer, volume = torch.nn.Conv3d(32, 16, 3, padding=1), torch.randn(4, 32, 2, 1, 1)
+    layer(volume).square().mean().backward()
+    assert layer.weight.grad is not None
+    expected = layer.weight.grad.clone()
+    before = torch.backends.mkldnn.enabled
+    with module._written_gradients(cpu, "bfloat16"):
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(volume)
+        out.float().square().mean().backward()
+    torch.testing.assert_close(layer.weight.grad, expected, rtol=0.05, atol=1e-4)
+    assert torch.backends.mkldnn.enabled == before
+    with module._written_gradients(cpu, "float32"):
+        assert torch.backends.mkldnn.enabled == before
 
 
 def test_a_damaged_volume_is_quarantined_and_the_rest_trains(model: Path, tmp_path: Path) -> None:
