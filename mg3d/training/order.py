@@ -37,7 +37,7 @@ def global_batches(
     """
     if batch_size > num_samples:
         raise ValueError(
-            f"pretrain.batch_size {batch_size} exceeds the {num_samples} training studies: "
+            f"batch_size {batch_size} exceeds the {num_samples} training samples: "
             f"lower it to at most {num_samples}"
         )
     return itertools.islice(_endless(seed, num_samples, batch_size), start_step, None)

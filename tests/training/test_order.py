@@ -39,7 +39,7 @@ def test_epochs_and_seeds_differ() -> None:
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"batch_size 16 exceeds the 9 training studies.*at most 9"
+        ValueError, match=r"batch_size 16 exceeds the 9 training samples.*at most 9"
     ):
         global_batches(0, 9, 16)
 

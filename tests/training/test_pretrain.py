@@ -186,7 +186,7 @@ def test_a_damaged_volume_is_quarantined_and_the_rest_trains(model: Path, tmp_pa
 def test_a_batch_that_the_data_cannot_fill_is_refused(
     prepared: Path, model: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=r"batch_size 64 exceeds the \d+ training studies"):
+    with pytest.raises(ValueError, match=r"batch_size 64 exceeds the \d+ training samples"):
         _pretrain(prepared, model, tmp_path, batch_size=64)
 
 
