@@ -40,7 +40,7 @@ def report_sheet(cases: Sequence[Generated]) -> Figure:
             axes = figure.add_subplot(grid[row, 3 + column])
             axes.axis("off")
             text = "".join(c if c.isprintable() else " " for c in text)  # a font has no controls
-            body = textwrap.fill(textwrap.shorten(text, 420, placeholder=" ..."), 56)
+            body = textwrap.fill(textwrap.shorten(text, 900, placeholder=" ..."), 74)
             axes.text(0, 1, f"{name}\n{body}", va="top", fontsize=6.5, transform=axes.transAxes)
             axes.text(
                 0,

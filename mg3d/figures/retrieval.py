@@ -31,11 +31,11 @@ def contact_sheet(queries: Sequence[Query], num_found: int, title: str) -> Figur
     for row, query in enumerate(queries):
         axes = figure.add_subplot(grid[row, 0])
         axes.axis("off")
-        text = textwrap.shorten(query.text, 330, placeholder=" ...")
+        text = textwrap.shorten(query.text, 520, placeholder=" ...")
         axes.text(
             0,
             1,
-            f"right volume: rank {query.rank}\n" + textwrap.fill(text, 46),
+            f"right volume: rank {query.rank}\n" + textwrap.fill(text, 68),
             va="top",
             fontsize=6.5,
             transform=axes.transAxes,

@@ -68,7 +68,8 @@ def test_end_to_end_and_again_without_work(tmp_path: Path, checkpoint: Path) -> 
     again = evaluate(TASK, checkpoint, tmp_path / "data", out, PARAMS, lambda step, m: None)
     assert again == result
     assert (out / "predictions" / "model.csv").stat().st_mtime_ns == before
-    (tmp_path / "data" / "metadata" / "reference.csv").open("a").write("\n")
+    reference = tmp_path / "data" / "metadata" / "reference.csv"
+    reference.write_text(reference.read_text() + "\n")
     changed = evaluate(TASK, checkpoint, tmp_path / "data", out, PARAMS, lambda step, m: None)
     assert changed["inputs"]["data"] != result["inputs"]["data"]
     assert changed["metrics"] == result["metrics"]
