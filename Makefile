@@ -11,6 +11,10 @@ export PYTHONUNBUFFERED = 1
 
 demo: .venv/installed data
 	python -m flows.pipeline
+	@printf '\nNext:\n  %s\n  %s\n  %s\n' \
+	  'make mlflow-ui      # runs, figures, models   http://127.0.0.1:5000' \
+	  'make prefect-ui     # flows and their states  http://127.0.0.1:4200' \
+	  '.venv/bin/mg3d show models:/mg3d-encoder@candidate'
 
 test: .venv/installed
 	python -m pytest $(PYTEST_ARGS)
@@ -39,7 +43,8 @@ mlflow-ui: .venv/installed
 	mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db
 
 prefect-ui: .venv/installed
+	mkdir -p $(PREFECT_HOME)
 	prefect server start --host 127.0.0.1
 
 clean:
-	rm -rf runs prepared
+	rm -rf runs prepared .data.partial

@@ -103,27 +103,28 @@ def pretrain(
     tree = load_params(params)
     from mg3d import launch, tracking
     from mg3d.fingerprint import pretrain_fingerprint
+    from mg3d.training.pretrain import finished
     from mg3d.training.pretrain import pretrain as run
 
     sections = (tree.contract, tree.model, tree.objective, tree.pretrain)
-    folder = out / f"pretrain-{pretrain_fingerprint(source, *sections).digest}"
+    fingerprint = pretrain_fingerprint(source, *sections)
+    folder = out / f"pretrain-{fingerprint.digest}"
     if launch.is_rank():
         on_metrics = tracking.attach(folder).on_metrics if launch.is_rank_zero() else _ignore
         run(source, folder, *sections, on_metrics=on_metrics)
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    save_params(tree, folder / paths.RUN_PARAMS)
-    with tracking.track(folder, "pretrain", tree) as tracked:
+    if not finished(folder, fingerprint, tree.pretrain.num_steps):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_params(tree, folder / paths.RUN_PARAMS)
         command = ["pretrain", str(source), "--out", str(out), "--params"]
-        launch.torchrun(
-            [*command, str(folder / paths.RUN_PARAMS)],
-            tree.pretrain.num_ranks,
-            tree.pretrain.num_threads_per_rank,
-        )
-        tracked.log_folder(folder / paths.FIGURES)
-    from mg3d.training.checkpoint import latest
-
-    print(latest(folder / paths.CHECKPOINTS))
+        with tracking.track(folder, "pretrain", tree) as tracked:
+            launch.torchrun(
+                [*command, str(folder / paths.RUN_PARAMS)],
+                tree.pretrain.num_ranks,
+                tree.pretrain.num_threads_per_rank,
+            )
+            tracked.log_folder(folder / paths.FIGURES)
+    print(finished(folder, fingerprint, tree.pretrain.num_steps))
 
 
 @app.command("evaluate")
@@ -137,11 +138,13 @@ def evaluate(
     tree = load_params(params)
     section = tree.downstream.task(task)
     from mg3d import tracking
+    from mg3d.downstream import DOWNSTREAM
     from mg3d.finetuning.task import evaluate as run
 
     save_params(tree, out / paths.RUN_PARAMS)
     with tracking.track(out, task, tree, parent=checkpoint.parent.parent) as tracked:
-        result = run(task, checkpoint, paths.task_data(task), out, section, tracked.on_metrics)
+        data = paths.task_data(task)
+        result = run(DOWNSTREAM[task], checkpoint, data, out, section, tracked.on_metrics)
         tracked.log_result(result)
         tracked.log_folder(out / paths.FIGURES)
     print(out / paths.RESULT)

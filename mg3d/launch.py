@@ -22,6 +22,15 @@ import psutil
 
 NUM_LAST_LINES = 20
 GRACE_S = 15.0
+UNBUFFERED = {"PYTHONUNBUFFERED": "1"}
+
+#: By default glibc gives every freed tensor back to the kernel and faults its pages in again: that
+#: was a third of a training step's CPU time. Keep the memory, and back it with huge pages.
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**31),
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
 
 _live: set[subprocess.Popen[str]] = set()
 _ending = False  # see ended_together
@@ -59,7 +68,7 @@ def run(
     """
     last = {is_stdout: deque[str](maxlen=NUM_LAST_LINES) for is_stdout in (True, False)}
     with _sigterm_raises():
-        process = _start(command, os.environ | {"PYTHONUNBUFFERED": "1"} | (env or {}))
+        process = _start(command, ALLOCATOR | os.environ | UNBUFFERED | (env or {}))
         try:
             for line, is_stdout in _lines(process):
                 on_line(line)

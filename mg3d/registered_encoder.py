@@ -6,7 +6,6 @@ un-normalised last map of the encoder (spec/model section 9).
 """
 
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -21,13 +20,13 @@ class RegisteredEncoder(PythonModel):
     contract: VolumeContract
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Read encoder and contract from the checkpoint artifact (called by MLflow, by keyword)."""
+        """Read encoder and contract from the artifact (called by MLflow, by keyword)."""
         from mg3d.training.checkpoint import load_encoder
 
-        self._encoder, _, self.contract = load_encoder(Path(context.artifacts["checkpoint"]))
+        self._encoder, _, self.contract = load_encoder(Path(context.artifacts["encoder"]))
         self._encoder.eval()
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> np.ndarray:
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Embed volumes. MLflow passes a named tensor as a dict. See :meth:`embed`."""
         volume = model_input["volume"] if isinstance(model_input, dict) else model_input
         return self.embed(np.asarray(volume, dtype=np.float32))

@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -128,7 +129,7 @@ def register(run: Path, params: Register) -> str:
     is registered once; the alias moves to it either way. Raises ValueError if the run has no
     checkpoint.
     """
-    from mg3d.training.checkpoint import latest, load_model
+    from mg3d.training.checkpoint import export_encoder, latest, load_encoder
 
     checkpoint = latest(run / paths.CHECKPOINTS)
     if checkpoint is None:
@@ -140,7 +141,7 @@ def register(run: Path, params: Register) -> str:
             store.set_registered_model_alias(params.name, params.alias, known.version)
             return f"models:/{params.name}/{known.version}"
 
-    contract = load_model(checkpoint).contract
+    _, _, contract = load_encoder(checkpoint)
     tags = {
         "checkpoint_sha256": digest,
         "contract": contract.digest(),
@@ -153,11 +154,12 @@ def register(run: Path, params: Register) -> str:
         outputs=Schema([TensorSpec(_float32(), (-1, -1))]),
     )
     pretraining = attach(run).run_id
-    with mlflow.start_run(run_id=pretraining):
+    with mlflow.start_run(run_id=pretraining), tempfile.TemporaryDirectory() as folder:
+        exported = export_encoder(checkpoint, Path(folder) / "encoder")
         logged = mlflow.pyfunc.log_model(
             name="encoder",
             python_model=str(Path(__file__).with_name("registered_encoder.py")),
-            artifacts={"checkpoint": str(checkpoint)},
+            artifacts={"encoder": str(exported)},
             signature=signature,
             metadata=tags,
             pip_requirements=[f"mg3d=={importlib.metadata.version('mg3d')}"],

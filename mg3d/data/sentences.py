@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mg3d import paths
-from mg3d.data.parallel import progress
 from mg3d.ledger import Ledger, Reason
+from mg3d.parallel import progress
 from mg3d.params import SegmentSentences
 
 COLUMNS = [

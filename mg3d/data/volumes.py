@@ -16,8 +16,8 @@ import numpy as np
 from scipy import ndimage
 
 from mg3d import paths
-from mg3d.data.parallel import parallel_map
 from mg3d.ledger import Ledger, Reason
+from mg3d.parallel import parallel_map
 from mg3d.params import PackVolumes, VolumeContract
 
 COLUMNS = ["study_id", "volume", "volume_sha256", "contract_digest"]

@@ -6,17 +6,12 @@ folder appears whole or not at all: everything is written to a sibling folder, w
 
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
-import sys
-import time
 from collections import defaultdict
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from mg3d.parallel import parallel_map
 from mg3d.params import WriteCohort
 from mg3d.paths import DOWNSTREAM
 from mg3d.phantom.encoders import write_json
@@ -32,7 +27,6 @@ from mg3d.phantom.layouts import (
 )
 
 MARKER = "cohort.json"
-REPORT_EVERY_S = 5.0
 TASKS = (stoic2021.NAME, covid19_20.NAME, ct_rate_retrieval.NAME, ctrg_report.NAME)
 LAYOUTS: dict[str, Layout] = {
     "pacs": pacs,
@@ -59,7 +53,9 @@ def write_cohort(out: Path, params: WriteCohort) -> None:
     ]
     rows: dict[str, list[Row]] = defaultdict(list)
     work = partial(_write_case, partial_out, params)
-    for (name, _), written in zip(jobs, _run(work, jobs, params.num_workers), strict=True):
+    for (name, _), written in zip(
+        jobs, parallel_map(work, jobs, params.num_workers, "write_cohort: cases"), strict=True
+    ):
         rows[name] += written
     rows["pacs"] += rows.pop("clutter")
     for name in ("pacs", *TASKS):
@@ -117,27 +113,3 @@ def _root(out: Path, name: str) -> Path:
 def _write_case(out: Path, params: WriteCohort, job: Job) -> list[Row]:
     name, index = job
     return LAYOUTS[name].write_case(_root(out, name), params, index)
-
-
-def _run(work: "partial[list[Row]]", jobs: list[Job], num_workers: int) -> Iterator[list[Row]]:
-    """Results in the order of ``jobs``, with progress and ETA on stderr."""
-    start = reported = time.monotonic()
-    workers = max(1, min(num_workers, os.cpu_count() or 1))
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context) if workers > 1 else None
-    try:
-        results = pool.map(work, jobs, chunksize=4) if pool else map(work, jobs)
-        for done, result in enumerate(results, 1):
-            yield result
-            now = time.monotonic()
-            if now - reported > REPORT_EVERY_S or done == len(jobs):
-                reported = now
-                left = (now - start) / done * (len(jobs) - done)
-                print(
-                    f"write_cohort: {done}/{len(jobs)} cases, {left:.0f} s left",
-                    file=sys.stderr,
-                    flush=True,
-                )
-    finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)

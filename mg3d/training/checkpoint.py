@@ -37,6 +37,7 @@ STATE_JSON = Path(paths.TRAINING_STATE).with_suffix(".json").name
 RNG = "rng"
 OPTIMIZER = "optimizer"
 MIN_COVERAGE = 0.95
+ENCODER_PREFIX = "vision_encoder."  # as in the published weights (spec/model 2.3)
 
 
 @dataclass(frozen=True)
@@ -188,11 +189,10 @@ def load_encoder(checkpoint: Path) -> tuple["SwinEncoder", Coverage, VolumeContr
 
     contract, model_params, _, _ = _header(checkpoint)
     encoder = SwinEncoder(model_params.vision)
-    prefix = "vision_encoder."
     weights = {
-        key.removeprefix(prefix): tensor
+        key.removeprefix(ENCODER_PREFIX): tensor
         for key, tensor in _weights(checkpoint).items()
-        if key.startswith(prefix)
+        if key.startswith(ENCODER_PREFIX)
     }
     coverage = load_matching(encoder, weights)
     if coverage.fraction < MIN_COVERAGE:
@@ -201,6 +201,19 @@ def load_encoder(checkpoint: Path) -> tuple["SwinEncoder", Coverage, VolumeContr
             f"{MIN_COVERAGE:.0%} are needed: is it a checkpoint of this architecture?"
         )
     return encoder.eval(), coverage, contract
+
+
+def export_encoder(checkpoint: Path, out: Path) -> Path:
+    """Write only the vision encoder's weights into the folder ``out``, under the same header.
+
+    :func:`load_encoder` reads it; it is what the registry stores. Returns ``out``.
+    """
+    with safe_open(checkpoint / paths.WEIGHTS, "pt") as file:
+        header = file.metadata()
+    tensors = {k: t for k, t in _weights(checkpoint).items() if k.startswith(ENCODER_PREFIX)}
+    with paths.atomic_write(out / paths.WEIGHTS) as temporary:
+        save_file(tensors, temporary, header)
+    return out
 
 
 def load_matching(module: nn.Module, weights: Mapping[str, Tensor]) -> Coverage:

@@ -66,11 +66,11 @@ def pretrain(
                 f": make it a multiple of {world_size()}"
             )
         fingerprint = pretrain_fingerprint(prepared, contract, model, objective, params)
+        if done := finished(out, fingerprint, params.num_steps):
+            return done
         last = _last_checkpoint(out, fingerprint)
         state = checkpoints.training_state(last) if last else None
         start_step = state.step if state else 0
-        if last and start_step == params.num_steps and (out / paths.FIGURES / LOSS_FIGURE).exists():
-            return last
         if is_main():
             _write_json(out / paths.FINGERPRINT, fingerprint.parts)
 
@@ -178,6 +178,17 @@ def pretrain(
         final = checkpoints.latest(out / paths.CHECKPOINTS)
         assert final is not None, f"no checkpoint under {out} after training"
         return final
+
+
+def finished(out: Path, fingerprint: Fingerprint, num_steps: int) -> Path | None:
+    """The final checkpoint of a run that is complete, its figures drawn; None if work is left.
+
+    Raises ValueError if ``out`` holds a run of another fingerprint.
+    """
+    last = _last_checkpoint(out, fingerprint)
+    if last is None or checkpoints.training_state(last).step != num_steps:
+        return None
+    return last if (out / paths.FIGURES / LOSS_FIGURE).exists() else None
 
 
 class PretrainStep(nn.Module):

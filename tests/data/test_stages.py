@@ -14,11 +14,11 @@ import pytest
 from mg3d.data.dicom import convert_dicom
 from mg3d.data.manifest import build_manifest
 from mg3d.data.pairs import Pairs
-from mg3d.data.parallel import parallel_map
 from mg3d.data.reports import clean_reports
 from mg3d.data.sentences import segment_sentences
 from mg3d.data.volumes import pack_volumes
 from mg3d.ledger import Ledger, read_summaries
+from mg3d.parallel import parallel_map
 from mg3d.params import (
     BuildManifest,
     CleanReports,
