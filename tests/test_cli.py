@@ -26,9 +26,9 @@ def test_without_data_it_says_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("num_steps: 150", "num_step: 150", "did you mean num_steps?"),
+        ("num_steps: 120", "num_step: 120", "did you mean num_steps?"),
         ("batch_size: 16", "batch_size: 15", "make it a multiple, e.g. 14"),
-        ("learning_rate: 0.001", "learning_rate: -1", "pretrain.learning_rate"),
+        ("learning_rate: 0.0003", "learning_rate: -1", "pretrain.learning_rate"),
     ],
 )
 def test_a_wrong_param_fails_before_anything_runs(

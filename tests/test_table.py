@@ -12,7 +12,12 @@ def result(task: str, value: float | None, interval: list[float] | None) -> dict
     return {
         "task": task,
         "mode": "frozen",
-        "headline": {"name": "auroc", "value": value, "interval": interval, "null": {"chance": 0.5}},
+        "headline": {
+            "name": "auroc",
+            "value": value,
+            "interval": interval,
+            "null": {"chance": 0.5},
+        },
         "ledger": {"used": 8, "quarantined": 1},
     }
 

@@ -1,0 +1,173 @@
+"""The record: one MLflow run per folder, a registered encoder without pickle, embedding by alias."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mg3d import paths
+from mg3d.fingerprint import Fingerprint
+from mg3d.params import Params, load_params
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def params() -> Params:
+    return load_params(ROOT / paths.PARAMS)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def run(here: Path, params: Params) -> Path:
+    """A pre-training run's folder with one checkpoint of an untrained model."""
+    from mg3d import tracking
+    from mg3d.models.mg3d import MG3D
+    from mg3d.training import checkpoint
+
+    folder = paths.RUNS / "pretrain-x"
+    torch.manual_seed(0)
+    image_only = params.objective.model_copy(
+        update={f"{term}_weight": 0.0 for term in ("mlm", "sfr", "cml", "dfa", "ssm", "itc")}
+    )
+    model = MG3D(params.model, image_only)
+    checkpoint.save(
+        folder / paths.CHECKPOINTS,
+        step=1,
+        model=model,
+        optimizer=torch.optim.AdamW(model.vision_encoder.parameters()),
+        contract=params.contract,
+        model_params=params.model,
+        objective_params=image_only,
+        fingerprint=Fingerprint({"seed": 0}),
+        rng=torch.zeros(1, 8, dtype=torch.uint8),
+        position={},
+        num_kept=2,
+    )
+    with tracking.track(folder, "pretrain", params):
+        pass
+    return folder
+
+
+def test_a_folder_is_one_run_however_often_it_is_opened(here: Path, params: Params) -> None:
+    from mg3d import tracking
+
+    folder = here / "runs" / "a"
+    with pytest.raises(RuntimeError), tracking.track(folder, "pretrain", params) as first:
+        first.on_metrics(3, {"pretrain/train/mim": 0.25})
+        raise RuntimeError
+    store = tracking.client()
+    assert store.get_run(first.run_id).info.status == "FAILED"
+    with tracking.track(folder, "pretrain", params) as second:
+        second.on_metrics(4, {"pretrain/train/mim": 0.125})
+    assert second.run_id == first.run_id == tracking.attach(folder).run_id
+    found = store.get_run(first.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.params["pretrain.batch_size"] == str(params.pretrain.batch_size)
+    history = store.get_metric_history(first.run_id, "pretrain/train/mim")
+    assert [(m.step, m.value) for m in history] == [(3, 0.25), (4, 0.125)]
+
+
+def test_a_result_is_recorded_with_interval_and_nulls_and_no_zero_for_null(
+    here: Path, params: Params
+) -> None:
+    from mg3d import tracking
+
+    parent, child = here / "runs" / "p", here / "runs" / "p" / "evaluate" / "t"
+    with tracking.track(parent, "pretrain", params) as outer:
+        pass
+    with tracking.track(child, "t", params, parent=parent) as inner:
+        headline = {"name": "auroc", "value": 0.75, "interval": [0.5, 0.875], "null": {"a": 0.5}}
+        inner.log_result({"task": "t", "headline": headline})
+        nothing = {"name": "cider", "value": None, "interval": None, "null": {"b": None}}
+        inner.log_result({"task": "u", "headline": nothing})
+    found = tracking.client().get_run(inner.run_id).data
+    assert found.tags["mlflow.parentRunId"] == outer.run_id
+    assert found.metrics == {
+        "t/test/auroc": 0.75,
+        "t/test/auroc_low": 0.5,
+        "t/test/auroc_high": 0.875,
+        "t/test/null_a": 0.5,
+    }
+
+
+def test_the_registered_encoder_equals_the_checkpoint_and_is_registered_once(
+    run: Path, params: Params
+) -> None:
+    from mg3d import tracking
+    from mg3d.training.checkpoint import latest, load_encoder
+
+    uri = tracking.register(run, params.register_)
+    assert uri == "models:/mg3d-encoder/1"
+    assert tracking.register(run, params.register_) == uri
+
+    registered = tracking.load_registered("models:/mg3d-encoder@candidate")
+    assert registered.contract == params.contract
+    checkpoint = latest(run / paths.CHECKPOINTS)
+    assert checkpoint is not None
+    encoder, _, _ = load_encoder(checkpoint)
+    volume = np.random.default_rng(0).random((2, 1, *params.contract.shape_voxels), np.float32)
+    with torch.inference_mode():
+        expected = encoder.features(torch.from_numpy(volume)).numpy()
+    np.testing.assert_allclose(registered.embed(volume), expected, atol=1e-6)
+
+    described = tracking.describe("models:/mg3d-encoder@candidate")
+    assert described["contract"] == params.contract.digest()
+    assert described["aliases"] == ["candidate"]
+    assert {"git_commit", "dvc_lock_sha256", "checkpoint_sha256"} <= described.keys()
+    stored = {path.name for path in (paths.RUNS / "artifacts").rglob("*") if path.is_file()}
+    assert paths.WEIGHTS in stored
+    assert not [name for name in stored if name.endswith((".pkl", ".pt", ".pth", ".bin"))]
+
+
+def test_the_encoder_refuses_another_shape_and_raw_hu(run: Path, params: Params) -> None:
+    from mg3d import tracking
+
+    tracking.register(run, params.register_)
+    registered = tracking.load_registered("models:/mg3d-encoder/1")
+    with pytest.raises(ValueError, match="contract wants"):
+        registered.embed(np.zeros((1, 1, 8, 8, 8), np.float32))
+    with pytest.raises(ValueError, match=r"apply the contract's window"):
+        registered.embed(np.full((1, 1, *params.contract.shape_voxels), -1000, np.float32))
+
+
+def test_unknown_models_and_empty_runs_name_the_remedy(here: Path, params: Params) -> None:
+    from mg3d import tracking
+
+    with pytest.raises(ValueError, match="mg3d register RUN"):
+        tracking.load_registered("models:/mg3d-encoder@champion")
+    with pytest.raises(ValueError, match="mg3d pretrain"):
+        tracking.register(here, params.register_)
+
+
+@pytest.mark.real_ct
+def test_a_real_ct_is_embedded_by_the_registered_encoder(
+    run: Path, params: Params, real_ct_dicom: Path
+) -> None:
+    """One real study in, one finite embedding out; the same twice."""
+    import pandas as pd
+
+    from mg3d import tracking
+    from mg3d.embed import embed
+
+    tracking.register(run, params.register_)
+    registered = tracking.load_registered("models:/mg3d-encoder@candidate")
+    tables = []
+    for name in ("a.parquet", "b.parquet"):
+        ledger = embed(real_ct_dicom, Path(name), registered, params.convert_dicom)
+        assert ledger.summary()["used"] == 1, json.dumps(ledger.summary())
+        tables.append(pd.read_parquet(name))
+    vector = np.asarray(tables[0].embedding[0])
+    assert vector.shape == (16 * params.model.vision.embed_dim,)
+    assert np.isfinite(vector).all()
+    assert vector.std() > 0
+    assert tables[0].study_id[0].startswith("study-")
+    np.testing.assert_array_equal(vector, tables[1].embedding[0])
