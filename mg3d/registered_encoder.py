@@ -5,6 +5,7 @@ No pickle: MLflow runs this file, which reads the checkpoint. Input ``volume`` f
 un-normalised last map of the encoder (spec/model section 9).
 """
 
+import warnings
 from pathlib import Path
 
 import mlflow
@@ -12,6 +13,10 @@ import numpy as np
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from mg3d.params import VolumeContract
+
+# MLflow asks for hints of tabular types, and for an example that it would store as JSON text
+warnings.filterwarnings("ignore", message=".*Add type hints to the `predict`")
+warnings.filterwarnings("ignore", message=".*An input example was not provided")
 
 
 class RegisteredEncoder(PythonModel):
