@@ -5,7 +5,6 @@ No pickle: MLflow runs this file, which reads the checkpoint. Input ``volume`` f
 un-normalised last map of the encoder (spec/model section 9).
 """
 
-import warnings
 from pathlib import Path
 
 import mlflow
@@ -13,10 +12,6 @@ import numpy as np
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from mg3d.params import VolumeContract
-
-# MLflow asks for hints of tabular types, and for an example that it would store as JSON text
-warnings.filterwarnings("ignore", message=".*Add type hints to the `predict`")
-warnings.filterwarnings("ignore", message=".*An input example was not provided")
 
 
 class RegisteredEncoder(PythonModel):
@@ -31,7 +26,9 @@ class RegisteredEncoder(PythonModel):
         self._encoder, _, self.contract = load_encoder(Path(context.artifacts["encoder"]))
         self._encoder.eval()
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    def predict(
+        self, context: PythonModelContext, model_input: np.ndarray, params: dict | None = None
+    ) -> np.ndarray:
         """Embed volumes. MLflow passes a named tensor as a dict. See :meth:`embed`."""
         volume = model_input["volume"] if isinstance(model_input, dict) else model_input
         return self.embed(np.asarray(volume, dtype=np.float32))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mg3d import paths
 from mg3d.data.pairs import Collate, Pair
+from mg3d.data.reports import normalise, unwrap
 from mg3d.data.sentences import split_sentences
 from mg3d.figures import retrieval as figures
 from mg3d.finetuning.fitting import fit_head
@@ -238,6 +239,8 @@ def _embed(
 
 
 def _sentences(text: str) -> list[str]:
+    """Cut as the reports of pre-training are: lines joined where a line's width broke them."""
+    text = unwrap(normalise(text))
     return [text[start:end] for start, end in split_sentences(text)] or [text]
 
 

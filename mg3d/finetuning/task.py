@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 OnMetrics = Callable[[int, dict[str, float]], None]
 SPLITS = ("train", "validation", "test")
-_CODE = ("data/volumes.py", "data/pairs.py", "models", "training", "finetuning", "metrics")
+_CODE = ("data", "models", "training", "finetuning", "metrics")
 _LIBRARIES = ("torch", "monai", "transformers", "scikit-learn", "numpy", "scipy")
 _READ_WHOLE = 4 * 2**20  # files up to this size, and every table, count by content
 
