@@ -34,8 +34,9 @@ def test_two_crashes_are_a_failure(children: Any, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_misspelt_key_fails_before_a_child_starts(children: Any) -> None:
-    text = Path("params.yaml").read_text().replace("num_steps: 150", "num_stps: 150", 1)
-    Path("params.yaml").write_text(text)
+    head, section = Path("params.yaml").read_text().split("\npretrain:", 1)
+    misspelt = section.replace("num_steps:", "num_stps:", 1)
+    Path("params.yaml").write_text(f"{head}\npretrain:{misspelt}")
     with pytest.raises(ValueError, match=r"pretrain.num_stps: unknown key; did you mean num_steps"):
         pretrain.pretrain()
     assert children.started() == []
