@@ -7,7 +7,7 @@ export PREFECT_HOME ?= $(CURDIR)/runs/prefect
 export OMP_NUM_THREADS ?= 1
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test lint mlflow-ui prefect-ui clean
+.PHONY: demo test lint mlflow-ui prefect-ui serve clean
 
 demo: .venv/installed data
 	python -m flows.pipeline
@@ -45,6 +45,10 @@ mlflow-ui: .venv/installed
 prefect-ui: .venv/installed
 	mkdir -p $(PREFECT_HOME)
 	prefect server start --host 127.0.0.1
+
+# the worker of prefect-ui: it takes the runs that are started there
+serve: .venv/installed
+	PREFECT_API_URL=http://127.0.0.1:4200/api python -m flows.serve
 
 clean:
 	rm -rf runs prepared .data.partial
