@@ -223,7 +223,7 @@ def reports(places: list[int]) -> Reports:
 
 def pretrains(rank: int, folder: Path, model: str) -> Tensors:
     """Losses and gradients of the whole model on this rank's share of a global batch of four."""
-    from prepared import tiny_model
+    from tiny_prepared import tiny_model
 
     from mg3d.models.mg3d import MG3D
     from mg3d.params import Objective
@@ -267,7 +267,7 @@ def validates(rank: int, folder: Path) -> Tensors:
 
 def killed(rank: int, folder: Path, prepared: str, model: str, out: str) -> Tensors:
     """Ten steps of pre-training, ended by SIGKILL while the seventh is reported."""
-    from prepared import CONTRACT, OBJECTIVE, PRETRAIN, tiny_model
+    from tiny_prepared import CONTRACT, OBJECTIVE, PRETRAIN, tiny_model
 
     from mg3d.training.pretrain import pretrain
 
@@ -282,7 +282,7 @@ def killed(rank: int, folder: Path, prepared: str, model: str, out: str) -> Tens
 
 def trains(rank: int, folder: Path, prepared: str, model: str, out: str) -> Tensors:
     """The same ten steps, to their end."""
-    from prepared import CONTRACT, OBJECTIVE, PRETRAIN, tiny_model
+    from tiny_prepared import CONTRACT, OBJECTIVE, PRETRAIN, tiny_model
 
     from mg3d.training.pretrain import pretrain
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
-from prepared import CONTRACT, OBJECTIVE, PRETRAIN, tiny_model, write_prepared
+from tiny_prepared import CONTRACT, OBJECTIVE, PRETRAIN, tiny_model, write_prepared
 
 from mg3d import paths
 from mg3d.training import pretrain as module
