@@ -6,6 +6,12 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PREFECT_HOME ?= $(CURDIR)/runs/prefect
 export OMP_NUM_THREADS ?= 1
 export PYTHONUNBUFFERED = 1
+# mg3d/__init__.py sets these too, but `prefect server` and `mlflow ui` do not import it
+export DO_NOT_TRACK = true
+export PREFECT_SERVER_ANALYTICS_ENABLED = false
+export MLFLOW_DISABLE_TELEMETRY = true
+export DVC_NO_ANALYTICS = 1
+export HF_HUB_DISABLE_TELEMETRY = 1
 
 .PHONY: demo test lint mlflow-ui prefect-ui serve clean
 

@@ -6,16 +6,20 @@ import of those tools may come first (``flows/__init__.py`` imports this package
 
 import os
 
-for _name, _value in {
+#: Makefile and Dockerfile repeat these for the servers, which do not import this package.
+TELEMETRY_OFF = {
     "DO_NOT_TRACK": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DVC_NO_ANALYTICS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+_QUIET = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}.items():
+}
+for _name, _value in (TELEMETRY_OFF | _QUIET).items():
     os.environ.setdefault(_name, _value)
 
 __version__ = "0.1.0"

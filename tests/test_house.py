@@ -232,6 +232,16 @@ def test_what_the_readme_tells_to_type_exists() -> None:
     assert set(re.findall(r"python -m flows\.(\w+)", code)) <= flows
 
 
+def test_telemetry_is_off_for_the_servers_too() -> None:
+    import mg3d
+
+    makefile = (ROOT / "Makefile").read_text()
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    for name, value in mg3d.TELEMETRY_OFF.items():
+        assert f"export {name} = {value}\n" in makefile
+        assert re.search(rf"^(ENV| ).*\b{name}={value}\b", dockerfile, re.MULTILINE), name
+
+
 def test_the_import_contracts_hold() -> None:
     lint = Path(sys.executable).parent / "lint-imports"
     done = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
