@@ -66,16 +66,20 @@ def inputs(params: Params, batch: int, sentences: int, tokens: int) -> Inputs:
     )
 
 
-def median_s(run: Callable[[], object], repeats: int) -> float:
-    """Median seconds of ``run`` after one call that warms up."""
-    taken = []
+def median_s(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each run, after one round that warms up.
+
+    Rounds take the runs in turn, so that a machine that is busy for a while slows all of them.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + 1):
-        began = time.perf_counter()
-        run()
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken[1:])
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
+            taken[name].append(time.perf_counter() - began)
+    return {name: statistics.median(seconds[1:]) for name, seconds in taken.items()}
 
 
 def forward_backward(run: Callable[[], Tensor], module: nn.Module) -> Callable[[], None]:
@@ -120,16 +124,23 @@ def main() -> None:
         optimizer.zero_grad()
 
     encode = forward_backward(lambda: model.vision_encoder.tokens(batch.volume), model)
-    parts = {
-        "vision encoder, two passes": 2 * median_s(encode, args.repeats),
-        "volume decoder": median_s(
-            forward_backward(lambda: decoder(tokens, grid), decoder), args.repeats
-        ),
-        "text encoder, masked report": median_s(
-            lambda: model.text_encoder(batch.masked_ids, batch.attention_mask), args.repeats
-        ),
-    }
-    whole = median_s(step, args.repeats)
+
+    def encode_twice() -> None:
+        encode()
+        encode()
+
+    parts = median_s(
+        {
+            "vision encoder, two passes": encode_twice,
+            "volume decoder": forward_backward(lambda: decoder(tokens, grid), decoder),
+            "text encoder, masked report": lambda: model.text_encoder(
+                batch.masked_ids, batch.attention_mask
+            ),
+            "whole step": step,
+        },
+        args.repeats,
+    )
+    whole = parts.pop("whole step")
     minimum = sum(parts.values())
     if DEVICE.type == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**30
