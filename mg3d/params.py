@@ -7,6 +7,7 @@ name, and a combination that cannot work fails here, before anything runs, namin
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -149,14 +150,36 @@ class TextEncoder(Section):
 
 
 class Model(Section):
-    """Towers and fusion of spec/model sections 2 to 4."""
+    """Towers and fusion of spec/model sections 2 to 4.
+
+    ``fusion_pool`` says how a gated token pools over the other modality: ``mean``; ``linear``, with
+    learned weights over the image tokens, whose number is then part of the model; ``attention``,
+    over the sentences. Words always pool by the mean.
+    """
 
     vision: VisionEncoder = VisionEncoder()
     text: TextEncoder = TextEncoder()
+    fusion: Literal["gated", "gated_residual", "cross_attention"] = "gated"
+    fusion_pool: Literal["mean", "linear", "attention"] = "mean"
+    num_image_tokens: int | None = Field(None, ge=1)
     num_fusion_layers: int = Field(2, ge=1)
     mim_decoder_width: int | None = Field(
         None, ge=16, multiple_of=16, description="None: the text encoder's hidden size"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Model":
+        if self.fusion == "cross_attention" and self.fusion_pool != "mean":
+            raise ValueError(
+                f"fusion_pool {self.fusion_pool} is a pool of gates, and cross_attention has none: "
+                "use fusion gated or gated_residual, or fusion_pool mean"
+            )
+        if (self.fusion_pool == "linear") != (self.num_image_tokens is not None):
+            raise ValueError(
+                f"num_image_tokens {self.num_image_tokens} with fusion_pool {self.fusion_pool}: "
+                "a linear pool needs the number, the others take any"
+            )
+        return self
 
 
 class Objective(Section):
@@ -337,6 +360,12 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Params":
+        tokens = math.prod(size // 32 for size in self.contract.shape_voxels)
+        if self.model.num_image_tokens not in (None, tokens):
+            raise ValueError(
+                f"model.num_image_tokens {self.model.num_image_tokens} is not the {tokens} tokens "
+                f"of contract.shape_voxels {self.contract.shape_voxels}: set it to {tokens}"
+            )
         block = self.objective.mim_block_voxels
         if any(size % block for size in self.contract.shape_voxels):
             raise ValueError(

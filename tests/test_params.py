@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mg3d.params import Params, load_params, save_params
+from mg3d.params import Model, Params, load_params, save_params
 
 DEMO = Path(__file__).parents[1] / "params.yaml"
 
@@ -209,3 +209,20 @@ def test_retrieval_without_a_dual_encoder_is_refused(tree: dict[str, Any], tmp_p
         ValueError, match=r"ct_rate_retrieval .* objective.itc_weight 0 .* e.g. 0.1"
     ):
         params.downstream_tasks()
+
+
+def test_a_linear_pool_names_the_tokens_it_needs() -> None:
+    tree = yaml.safe_load(DEMO.read_text())
+    tree["model"]["fusion_pool"] = "linear"
+    with pytest.raises(ValueError, match="a linear pool needs the number"):
+        Params.model_validate(tree)
+    tree["model"]["num_image_tokens"] = 48
+    with pytest.raises(ValueError, match=r"48 is not the 4 tokens.*set it to 4"):
+        Params.model_validate(tree)
+    tree["model"]["num_image_tokens"] = 4
+    assert Params.model_validate(tree).model.num_image_tokens == 4
+
+
+def test_cross_attention_has_no_gates_to_pool() -> None:
+    with pytest.raises(ValueError, match="cross_attention has none"):
+        Model(fusion="cross_attention", fusion_pool="attention")

@@ -4,9 +4,14 @@ Shapes: B batch, S sentences, L text tokens, N image tokens, E width. Masks are 
 Everything is batched; padding never reaches a valid position.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Pool = Literal["mean", "linear", "attention"]
 
 #: Heads of the sentence pool (spec/model 3).
 NUM_POOL_HEADS = 8
@@ -37,73 +42,6 @@ def sentence_means(
     return torch.bmm(weights, tokens), mask
 
 
-class GatedAttention(nn.Module):
-    """One side of own-value gated attention (spec/model 4.1), mean pool, in closed form.
-
-    ``x'_i = mean_j σ(⟨W_q x_i, W_k y_j⟩ / √E) · W_v x_i``: a token keeps its own value, the other
-    modality only scales it. Since the value does not depend on j, the mean of the gate is all that
-    is needed: no [n, m, E] tensor.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-
-    def forward(self, own: Tensor, other: Tensor, other_mask: Tensor | None = None) -> Tensor:
-        """[B, n, E], [B, m, E], [B, m] or None (all valid) -> [B, n, E].
-
-        Zero if the other side has no valid token.
-        """
-        scores = self.query(own) @ self.key(other).transpose(1, 2)
-        gate = torch.sigmoid(scores / own.shape[-1] ** 0.5)  # [B, n, m]
-        return masked_mean(gate.transpose(1, 2), other_mask)[..., None] * self.value(own)
-
-
-class FusionLayer(nn.Module):
-    """Both sides of one gated layer; a side that nothing reads is not built."""
-
-    def __init__(self, width: int, *, image: bool = True, text: bool = True) -> None:
-        super().__init__()
-        self.image = GatedAttention(width) if image else None
-        self.text = GatedAttention(width) if text else None
-
-    def forward(
-        self, image: Tensor, text: Tensor, text_mask: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Both sides are gated by the layer's inputs."""
-        return (
-            self.image(image, text, text_mask) if self.image is not None else None,
-            self.text(text, image) if self.text is not None else None,
-        )
-
-
-class Fusion(nn.Module):
-    """Stacked gated layers with separate weights (spec/model 4.1).
-
-    ``image`` and ``text`` say which outputs of the last layer are read.
-    """
-
-    def __init__(self, width: int, num_layers: int, *, image: bool, text: bool) -> None:
-        super().__init__()
-        assert image or text, "a fusion that nothing reads"
-        inner = [FusionLayer(width) for _ in range(num_layers - 1)]
-        self.layers = nn.ModuleList([*inner, FusionLayer(width, image=image, text=text)])
-
-    def forward(
-        self, image: Tensor, text: Tensor, text_mask: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """[B, N, E], [B, S or L, E], [B, S or L] -> image [B, N, E], text [B, S or L, E].
-
-        An output that nothing reads is None.
-        """
-        fused: tuple[Tensor | None, Tensor | None] = (image, text)
-        for layer in self.layers:
-            fused = layer(*fused, text_mask)
-        return fused
-
-
 class SentencePool(nn.Module):
     """Sentences -> one vector by attention of their mean (spec/model 3, CLIP-style)."""
 
@@ -120,17 +58,173 @@ class SentencePool(nn.Module):
         keys = torch.cat([mean, sentences], dim=1)
         valid = F.pad(mask, (1, 0), value=True)
         pooled = F.scaled_dot_product_attention(
-            _split_heads(self.query(mean)),
-            _split_heads(self.key(keys)),
-            _split_heads(self.value(keys)),
+            _heads(self.query(mean)).transpose(1, 2),
+            _heads(self.key(keys)).transpose(1, 2),
+            _heads(self.value(keys)).transpose(1, 2),
             attn_mask=valid[:, None, None, :],
         )
         return self.out(pooled.transpose(1, 2).flatten(2).squeeze(1))
 
 
-def _split_heads(x: Tensor) -> Tensor:
-    """[B, S, E] -> [B, heads, S, E / heads]."""
-    return x.unflatten(-1, (NUM_POOL_HEADS, -1)).transpose(1, 2)
+def _heads(x: Tensor) -> Tensor:
+    """[..., E] -> [..., heads, E / heads]."""
+    return x.unflatten(-1, (NUM_POOL_HEADS, -1))
+
+
+class GatedAttention(nn.Module):
+    """One side of own-value gated attention (spec/model 4.1), in closed form.
+
+    ``x'_i = pool_j( g_ij · W_v x_i )`` with ``g_ij = σ(⟨W_q x_i, W_k y_j⟩ / √E)``: a token keeps
+    its own value, the other modality only scales it. Since the value does not depend on j, every
+    pool reduces to scalars per token, and no [n, m, E] tensor is made:
+
+    - ``mean``: ``(mean_j g_ij) · v_i`` over the valid j;
+    - ``linear``: ``(Σ_j w_j g_ij) · v_i + c``, for a fixed number ``num_other`` of tokens j;
+    - ``attention``: `SentencePool` over the rows ``g_ij v_i``, whose keys and values are all
+      multiples of one projected ``v_i``.
+    """
+
+    def __init__(self, width: int, pool: Pool = "mean", num_other: int | None = None) -> None:
+        super().__init__()
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.pool: nn.Module | None = None
+        if pool == "linear":
+            assert num_other is not None, "a linear pool needs its number of tokens"
+            self.pool = nn.Linear(num_other, 1)
+        elif pool == "attention":
+            self.pool = SentencePool(width)
+
+    def forward(self, own: Tensor, other: Tensor, other_mask: Tensor | None = None) -> Tensor:
+        """[B, n, E], [B, m, E], [B, m] or None (all valid) -> [B, n, E].
+
+        With the mean pool, zero if the other side has no valid token.
+        """
+        scores = self.query(own) @ self.key(other).transpose(1, 2)
+        gate = torch.sigmoid(scores / own.shape[-1] ** 0.5)  # [B, n, m]
+        value = self.value(own)
+        if isinstance(self.pool, SentencePool):
+            return self._attention_pooled(self.pool, gate, value, other_mask)
+        if isinstance(self.pool, nn.Linear):
+            if other_mask is not None:
+                gate = gate * other_mask[:, None]
+            return gate @ self.pool.weight.T * value + self.pool.bias
+        return masked_mean(gate.transpose(1, 2), other_mask)[..., None] * value
+
+    @staticmethod
+    def _attention_pooled(
+        pool: "SentencePool", gate: Tensor, value: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """`SentencePool` of the rows g_ij v_i for every i: O(n (E² + m heads)) (spec/model 4.1)."""
+        mean = masked_mean(gate.transpose(1, 2), mask)
+        scale = torch.cat([mean[..., None], gate], dim=-1)[:, :, None]  # a: [B, n, 1, 1 + m]
+        query = scale[..., :1] * _heads(F.linear(value, pool.query.weight))
+        query = query + _heads(pool.query.bias)
+        key = _heads(F.linear(value, pool.key.weight))
+        logits = (query * key).sum(-1, keepdim=True) * scale
+        logits = logits + (query * _heads(pool.key.bias)).sum(-1, keepdim=True)
+        logits = logits / key.shape[-1] ** 0.5
+        if mask is not None:
+            valid = F.pad(mask, (1, 0), value=True)
+            logits = logits.masked_fill(~valid[:, None, None], -torch.inf)
+        weight = (logits.softmax(dim=-1) * scale).sum(-1, keepdim=True)  # [B, n, heads, 1]
+        pooled = weight * _heads(F.linear(value, pool.value.weight)) + _heads(pool.value.bias)
+        return pool.out(pooled.flatten(-2))
+
+
+class CrossAttention(nn.Module):
+    """The ordinary alternative to the gate: pre-norm multi-head cross-attention and an MLP."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        # the zero key keeps a report without sentences finite
+        self.attention = nn.MultiheadAttention(
+            width, NUM_POOL_HEADS, add_zero_attn=True, batch_first=True
+        )
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, own: Tensor, other: Tensor, other_mask: Tensor | None = None) -> Tensor:
+        """[B, n, E], [B, m, E], [B, m] or None (all valid) -> [B, n, E]."""
+        ignored = None if other_mask is None else ~other_mask
+        attended, _ = self.attention(
+            self.norm(own), other, other, key_padding_mask=ignored, need_weights=False
+        )
+        own = own + attended
+        return own + self.mlp(own)
+
+
+class GatedResidual(GatedAttention):
+    """`GatedAttention` added to the token that it scales."""
+
+    def forward(self, own: Tensor, other: Tensor, other_mask: Tensor | None = None) -> Tensor:
+        """[B, n, E], [B, m, E], [B, m] or None (all valid) -> [B, n, E]."""
+        return own + super().forward(own, other, other_mask)
+
+
+@dataclass(frozen=True)
+class FusionKind:
+    """How two modalities meet: the kind of layer, and how each side pools over the other."""
+
+    layer: Literal["gated", "gated_residual", "cross_attention"] = "gated"
+    image_pool: Pool = "mean"
+    text_pool: Pool = "mean"
+    num_image_tokens: int | None = None  # for a linear text_pool
+
+    def side(self, width: int, pool: Pool) -> nn.Module:
+        """One side of a layer."""
+        if self.layer == "cross_attention":
+            return CrossAttention(width)
+        gated = GatedResidual if self.layer == "gated_residual" else GatedAttention
+        return gated(width, pool, self.num_image_tokens)
+
+
+class FusionLayer(nn.Module):
+    """Both sides of one layer; a side that nothing reads is not built."""
+
+    def __init__(self, width: int, kind: FusionKind, *, image: bool, text: bool) -> None:
+        super().__init__()
+        self.image = kind.side(width, kind.image_pool) if image else None
+        self.text = kind.side(width, kind.text_pool) if text else None
+
+    def forward(
+        self, image: Tensor, text: Tensor, text_mask: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Both sides read the layer's inputs."""
+        return (
+            self.image(image, text, text_mask) if self.image is not None else None,
+            self.text(text, image) if self.text is not None else None,
+        )
+
+
+class Fusion(nn.Module):
+    """Stacked layers with separate weights (spec/model 4.1).
+
+    ``image`` and ``text`` say which outputs of the last layer are read.
+    """
+
+    def __init__(
+        self, width: int, num_layers: int, kind: FusionKind, *, image: bool, text: bool
+    ) -> None:
+        super().__init__()
+        assert image or text, "a fusion that nothing reads"
+        inner = [FusionLayer(width, kind, image=True, text=True) for _ in range(num_layers - 1)]
+        self.layers = nn.ModuleList([*inner, FusionLayer(width, kind, image=image, text=text)])
+
+    def forward(
+        self, image: Tensor, text: Tensor, text_mask: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """[B, N, E], [B, S or L, E], [B, S or L] -> image [B, N, E], text [B, S or L, E].
+
+        An output that nothing reads is None.
+        """
+        fused: tuple[Tensor | None, Tensor | None] = (image, text)
+        for layer in self.layers:
+            fused = layer(*fused, text_mask)
+        return fused
 
 
 class ImagePool(nn.Module):

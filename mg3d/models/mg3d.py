@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mg3d.models import decoders
-from mg3d.models.fusion import Aggregation, Fusion, ImagePool, SentencePool, sentence_means
+from mg3d.models.fusion import (
+    Aggregation,
+    Fusion,
+    FusionKind,
+    ImagePool,
+    Pool,
+    SentencePool,
+    sentence_means,
+)
 from mg3d.models.text import FrozenTextEncoder
 from mg3d.models.vision import SwinEncoder
 from mg3d.params import Model, Objective
@@ -106,18 +114,23 @@ class MG3D(nn.Module):
         self.image_projection = nn.Linear(channels, width)
         self.image_type = nn.Parameter(torch.empty(width).normal_(std=0.02))
 
+        text_pool: Pool = "linear" if model.fusion_pool == "linear" else "mean"
+        image_pool: Pool = "attention" if model.fusion_pool == "attention" else "mean"
+        over_words = FusionKind(model.fusion, "mean", text_pool, model.num_image_tokens)
+        over_sentences = FusionKind(model.fusion, image_pool, text_pool, model.num_image_tokens)
+
         if mlm:
             self.text_projection = nn.Linear(width, width)
             nn.init.normal_(self.text_projection.weight, std=0.02)
             nn.init.zeros_(self.text_projection.bias)
             self.text_type = nn.Parameter(torch.empty(width).normal_(std=0.02))
-            self.mlm_fusion = Fusion(width, num_layers, image=False, text=True)
+            self.mlm_fusion = Fusion(width, num_layers, over_words, image=False, text=True)
             self.mlm_head = decoders.MaskedWordHead(width, self.text_encoder.vocab_size)
         if sfr:
             self.sfr_head = decoders.sfr_prediction_head(width)
             self.sfr_target_head = decoders.sfr_target_head(width)
         if mim or cml or dfa:
-            self.mim_fusion = Fusion(width, num_layers, image=True, text=bool(cml))
+            self.mim_fusion = Fusion(width, num_layers, over_sentences, image=True, text=bool(cml))
         if mim:
             self.mim_head = decoders.VolumeDecoder(width, model.mim_decoder_width)
         if cml or dfa or ssm or itc:

@@ -7,6 +7,7 @@ from torch import Tensor
 from mg3d.models.fusion import (
     Aggregation,
     Fusion,
+    FusionKind,
     GatedAttention,
     ImagePool,
     SentencePool,
@@ -83,7 +84,7 @@ def test_what_is_masked_does_not_matter_and_nothing_valid_gives_zero() -> None:
 
 
 def test_two_layers_have_separate_weights_and_gate_each_other() -> None:
-    fusion = Fusion(WIDTH, 2, image=True, text=True)
+    fusion = Fusion(WIDTH, 2, FusionKind(), image=True, text=True)
     image, text = torch.randn(2, 3, WIDTH), torch.randn(2, 5, WIDTH)
     first, second = fusion.layers
     image1 = _gated_loop(first.image, image, text, MASK)
@@ -100,7 +101,7 @@ def test_two_layers_have_separate_weights_and_gate_each_other() -> None:
 def test_a_fusion_has_no_parameter_that_its_outputs_do_not_train(
     num_layers: int, sides: tuple[bool, bool]
 ) -> None:
-    fusion = Fusion(WIDTH, num_layers, image=sides[0], text=sides[1])
+    fusion = Fusion(WIDTH, num_layers, FusionKind(), image=sides[0], text=sides[1])
     outputs = fusion(torch.randn(2, 3, WIDTH), torch.randn(2, 5, WIDTH), MASK)
     assert tuple(output is not None for output in outputs) == sides
     sum(output.square().sum() for output in outputs if output is not None).backward()

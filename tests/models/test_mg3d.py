@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from collections.abc import Callable
 
 import pytest
@@ -75,6 +76,28 @@ def test_any_subset_of_terms_runs_and_trains_every_parameter_that_it_builds(
         assert parameter.grad is not None, f"{name} is dead"
         if not name.endswith(CANCELLED):
             assert parameter.grad.abs().max() > 0, f"{name} has a zero gradient"
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"fusion_pool": "attention"},
+        {"fusion_pool": "linear"},
+        {"fusion": "gated_residual"},
+        {"fusion": "cross_attention"},
+    ],
+    ids=str,
+)
+def test_every_kind_of_fusion_trains_every_parameter(
+    tiny_model: Model, make_inputs: MakeInputs, variant: dict[str, str]
+) -> None:
+    inputs = make_inputs()
+    tokens = math.prod(size // 32 for size in inputs.volume.shape[2:])
+    number = {"num_image_tokens": tokens if variant.get("fusion_pool") == "linear" else None}
+    built = _build(tiny_model.model_copy(update=variant | number), *TERMS)
+    _losses(built, inputs)["total"].backward()
+    for name, parameter in built.named_parameters():
+        assert not parameter.requires_grad or parameter.grad is not None, f"{name} is dead"
 
 
 #: spec/model 4.8. Columns: vision encoder; W_v, e₁; W_l, e₀; MLM layers; MIM layers; aggregation.
