@@ -25,6 +25,7 @@ from mg3d.params import Model, Objective, Pretrain, VolumeContract
 from mg3d.training import checkpoint as checkpoints
 from mg3d.training import distributed
 from mg3d.training.account import account
+from mg3d.training.accumulate import in_parts
 from mg3d.training.distributed import gather, is_main, rank, world_size
 from mg3d.training.feed import Feed
 from mg3d.training.loop import OnMetrics, fit
@@ -152,7 +153,7 @@ def pretrain(
             distributed.barrier()
 
         fit(
-            _parallel(PretrainStep(network), device),
+            _parallel(PretrainStep(network, accumulate_steps=params.accumulate_steps), device),
             feed.training(training, start_step),
             optimizer=optimizer,
             scheduler=scheduler,
@@ -194,15 +195,22 @@ def finished(out: Path, fingerprint: Fingerprint, num_steps: int) -> Path | None
 class PretrainStep(nn.Module):
     """Model and objective as one module, so that DDP sees one forward: inputs -> named losses."""
 
-    def __init__(self, model: "MG3D", gather: Callable[[Tensor], Tensor] = gather) -> None:
+    def __init__(
+        self,
+        model: "MG3D",
+        gather: Callable[[Tensor], Tensor] = gather,
+        accumulate_steps: int = 1,
+    ) -> None:
         super().__init__()
         self.model = model
         self.gather = gather
+        self.accumulate_steps = accumulate_steps
 
     def forward(self, inputs: "Inputs") -> dict[str, Tensor]:
         from mg3d.objectives.objective import objective
 
-        return objective(self.model(inputs), inputs, self.model.objective, self.gather)
+        outputs = in_parts(self.model, inputs, self.accumulate_steps)
+        return objective(outputs, inputs, self.model.objective, self.gather)
 
 
 @contextmanager

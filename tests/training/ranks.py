@@ -221,7 +221,7 @@ def reports(places: list[int]) -> Reports:
     return Reports([f"study-{place}" for place in places], *columns)
 
 
-def pretrains(rank: int, folder: Path, model: str) -> Tensors:
+def pretrains(rank: int, folder: Path, model: str, accumulate_steps: str = "1") -> Tensors:
     """Losses and gradients of the whole model on this rank's share of a global batch of four."""
     from tiny_prepared import tiny_model
 
@@ -236,7 +236,7 @@ def pretrains(rank: int, folder: Path, model: str) -> Tensors:
     )
     torch.manual_seed(0)
     network = MG3D(tiny_model(Path(model)), objective).double()
-    module: nn.Module = PretrainStep(network)
+    module: nn.Module = PretrainStep(network, accumulate_steps=int(accumulate_steps))
     if world_size() > 1:
         module = nn.parallel.DistributedDataParallel(module, forward_sync_buffers=False)
     share = 4 // world_size()
