@@ -4,6 +4,7 @@
 file, so no port is chosen. What a rank returns (a dict of tensors) comes back as a list.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -291,6 +293,38 @@ def trains(rank: int, folder: Path, prepared: str, model: str, out: str) -> Tens
         Path(prepared), Path(out), CONTRACT, network, OBJECTIVE, PRETRAIN, lambda *_: None
     )
     return {"finished": torch.tensor(final.name == "step-000010")}
+
+
+class Cut(Exception):
+    """Raised where :func:`watched` is to end."""
+
+
+def watched(
+    rank: int, folder: Path, prepared: str, model: str, out: str, cut_at: str = "0"
+) -> Tensors:
+    """The same with checkpoints every three steps, noting each step's studies; Cut at a step."""
+    import pytest
+    from tiny_prepared import CONTRACT, OBJECTIVE, PRETRAIN, tiny_model
+
+    from mg3d.training.feed import Feed
+    from mg3d.training.pretrain import pretrain
+
+    original = Feed.training
+
+    def training(self: Feed, pairs: Any, start_step: int = 0) -> Iterator[Any]:
+        for step, batch in enumerate(original(self, pairs, start_step), start_step + 1):
+            if step == int(cut_at):
+                raise Cut
+            with (folder / "studies.jsonl").open("a") as file:
+                file.write(json.dumps([step, batch[0]]) + "\n")
+            yield batch
+
+    params = PRETRAIN.model_copy(update={"checkpoint_every_steps": 3})
+    network = tiny_model(Path(model))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Feed, "training", training)
+        pretrain(Path(prepared), Path(out), CONTRACT, network, OBJECTIVE, params, lambda *_: None)
+    return {}
 
 
 def main() -> None:
