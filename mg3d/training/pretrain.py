@@ -7,7 +7,7 @@ the ledger of the studies.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,6 +119,7 @@ def pretrain(
             device,
         )
         record = Record(out / METRICS, start_step, on_metrics)
+        writer = checkpoints.Writer(out / paths.CHECKPOINTS, params.num_kept_checkpoints)
         similarity = np.zeros((0, 0))
 
         def validate(step: int) -> dict[str, float]:
@@ -133,8 +134,7 @@ def pretrain(
         def save(step: int) -> None:
             rng = gather(random_state(device)[None])
             if is_main():
-                checkpoints.save(
-                    out / paths.CHECKPOINTS,
+                moment = checkpoints.snapshot(
                     step=step,
                     model=network,
                     optimizer=optimizer,
@@ -148,27 +148,32 @@ def pretrain(
                         "epoch": step * params.batch_size // len(training),
                         "samples_sha256": samples,
                     },
-                    num_kept=params.num_kept_checkpoints,
                 )
-            distributed.barrier()
+                writer.submit(moment)
 
-        fit(
-            _parallel(PretrainStep(network, accumulate_steps=params.accumulate_steps), device),
-            feed.training(training, start_step),
-            optimizer=optimizer,
-            scheduler=scheduler,
-            num_steps=params.num_steps,
-            clip_norm=params.clip_norm,
-            on_metrics=record,
-            prefix=PREFIX,
-            validate=validate,
-            validate_every_steps=params.validate_every_steps,
-            save=save,
-            save_every_steps=params.checkpoint_every_steps,
-            start_step=start_step,
-            report_every_steps=params.report_every_steps,
-            precision=params.precision,
-        )
+        def batches() -> Iterator[tuple[Sequence[str], "Inputs"]]:
+            for batch in feed.training(training, start_step):
+                writer.check()  # what could not be written ends the training at the next step
+                yield batch
+
+        with writer:
+            fit(
+                _parallel(PretrainStep(network, accumulate_steps=params.accumulate_steps), device),
+                batches(),
+                optimizer=optimizer,
+                scheduler=scheduler,
+                num_steps=params.num_steps,
+                clip_norm=params.clip_norm,
+                on_metrics=record,
+                prefix=PREFIX,
+                validate=validate,
+                validate_every_steps=params.validate_every_steps,
+                save=save,
+                save_every_steps=params.checkpoint_every_steps,
+                start_step=start_step,
+                report_every_steps=params.report_every_steps,
+                precision=params.precision,
+            )
         if start_step == params.num_steps:  # killed between the last checkpoint and the figures
             validate(params.num_steps)
         if is_main():

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -275,6 +276,8 @@ def killed(rank: int, folder: Path, prepared: str, model: str, out: str) -> Tens
 
     def kill(step: int, metrics: dict[str, float]) -> None:
         if step == 7:
+            while not (Path(out) / "checkpoints" / "step-000005").exists():  # written meanwhile
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
     network = tiny_model(Path(model))
