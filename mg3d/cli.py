@@ -103,6 +103,7 @@ def pretrain(
     tree = load_params(params)
     from mg3d import launch, tracking
     from mg3d.fingerprint import pretrain_fingerprint
+    from mg3d.training.loop import Stopped
     from mg3d.training.pretrain import finished
     from mg3d.training.pretrain import pretrain as run
 
@@ -111,7 +112,11 @@ def pretrain(
     folder = out / f"pretrain-{fingerprint.digest}"
     if launch.is_rank():
         on_metrics = tracking.attach(folder).on_metrics if launch.is_rank_zero() else _ignore
-        run(source, folder, *sections, on_metrics=on_metrics)
+        try:
+            run(source, folder, *sections, on_metrics=on_metrics)
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            sys.exit(launch.RESUMABLE)
         return
     if not finished(folder, fingerprint, tree.pretrain.num_steps):
         folder.mkdir(parents=True, exist_ok=True)

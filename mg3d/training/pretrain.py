@@ -28,7 +28,7 @@ from mg3d.training.account import account
 from mg3d.training.accumulate import in_parts
 from mg3d.training.distributed import gather, is_main, rank, world_size
 from mg3d.training.feed import Feed
-from mg3d.training.loop import OnMetrics, fit
+from mg3d.training.loop import OnMetrics, Stopped, fit
 from mg3d.training.order import random_state, set_random_state
 from mg3d.training.record import Record, loss_history, read_metrics
 from mg3d.training.schedule import parameter_groups, warmup_then_decay
@@ -57,10 +57,15 @@ def pretrain(
     ``prepared`` is what the DVC stages wrote. A run that was interrupted continues bit by bit from
     its last intact checkpoint; one that is finished returns without work. Raises ValueError if
     ``out`` holds a run of other params, data or code (naming them), or if the batch does not suit
-    the ranks or the data; FloatingPointError if a loss is not finite.
+    the ranks or the data; FloatingPointError if a loss is not finite; Stopped, on all ranks and
+    with the step saved, after SIGTERM to any.
     """
     torch.set_num_threads(params.num_threads_per_rank)
-    with distributed.process_group() as device, _written_gradients(device, params.precision):
+    with (
+        distributed.sigterm_noted() as told_to_stop,
+        distributed.process_group() as device,
+        _written_gradients(device, params.precision),
+    ):
         if params.batch_size % world_size():
             raise ValueError(
                 f"pretrain.batch_size {params.batch_size} cannot be shared by {world_size()} ranks"
@@ -156,7 +161,7 @@ def pretrain(
                 writer.check()  # what could not be written ends the training at the next step
                 yield batch
 
-        with writer:
+        with _all_ranks_leave_together(), writer:
             fit(
                 _parallel(PretrainStep(network, accumulate_steps=params.accumulate_steps), device),
                 batches(),
@@ -170,6 +175,7 @@ def pretrain(
                 validate_every_steps=params.validate_every_steps,
                 save=save,
                 save_every_steps=params.checkpoint_every_steps,
+                stop=told_to_stop,
                 start_step=start_step,
                 report_every_steps=params.report_every_steps,
                 precision=params.precision,
@@ -216,6 +222,16 @@ class PretrainStep(nn.Module):
 
         outputs = in_parts(self.model, inputs, self.accumulate_steps)
         return objective(outputs, inputs, self.model.objective, self.gather)
+
+
+@contextmanager
+def _all_ranks_leave_together() -> Iterator[None]:
+    """A rank that is stopped waits for rank 0's checkpoint: whoever exits first ends the others."""
+    try:
+        yield
+    except Stopped:
+        distributed.barrier()
+        raise
 
 
 @contextmanager

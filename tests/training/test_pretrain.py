@@ -1,6 +1,7 @@
 """Pre-training as a whole: ranks, resuming, refusing, and what a run's folder holds."""
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from tiny_prepared import CONTRACT, OBJECTIVE, PRETRAIN, tiny_model, write_prepa
 from mg3d import paths
 from mg3d.training import pretrain as module
 from mg3d.training.checkpoint import load_model
+from mg3d.training.loop import Stopped
 from mg3d.training.pretrain import pretrain
 from mg3d.training.record import read_metrics
 
@@ -86,6 +88,25 @@ def test_ten_steps_are_five_a_kill_and_five(
         assert found.keys() == expected.keys()
         assert [key for key in found if not torch.equal(found[key], expected[key])] == []
     assert _without_speed(out) == _without_speed(whole)
+
+
+def test_sigterm_saves_the_step_and_the_rest_follows_bit_by_bit(
+    prepared: Path, model: Path, whole: Path, tmp_path: Path
+) -> None:
+    def terminate(step: int, metrics: dict[str, float]) -> None:
+        if step == 6:  # step 7 is the first that can notice
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="after step 7"):
+        pretrain(prepared, tmp_path, CONTRACT, tiny_model(model), OBJECTIVE, PRETRAIN, terminate)
+    assert signal.getsignal(signal.SIGTERM) is before
+    names = sorted(folder.name for folder in (tmp_path / paths.CHECKPOINTS).iterdir())
+    assert names == ["step-000005", "step-000007"]
+    final = _pretrain(prepared, model, tmp_path)
+    expected = load_file(whole / paths.CHECKPOINTS / "step-000010" / paths.WEIGHTS)
+    found = load_file(final / paths.WEIGHTS)
+    assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
 
 
 def test_a_run_folder_holds_the_record(prepared: Path, whole: Path) -> None:
