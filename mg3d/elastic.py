@@ -5,6 +5,7 @@ that many times on this machine. When a rank dies the agent ends the others: SIG
 SIGKILL after 30 s. The exit code is that of the rank that failed first (128 + n for signal n).
 """
 
+import os
 import signal
 import sys
 import tempfile
@@ -23,6 +24,7 @@ NUM_LAST_LINES = 15  # fewer than mg3d.launch keeps, so that all of them are in 
 def main() -> None:
     """Run the ranks to their end."""
     num_ranks, module, *arguments = sys.argv[1:]
+    os.environ.setdefault("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE", "rank ${rank}: ")
     with tempfile.TemporaryDirectory(prefix="mg3d-ranks-") as logs:
         tee = ["--tee", "3", "--log-dir", logs]
         command = ["--standalone", "--nproc-per-node", num_ranks, *tee, "-m", module, *arguments]

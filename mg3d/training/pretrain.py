@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 METRICS = "metrics.jsonl"
 PREFIX = "pretrain"
 SPLITS = ("train", "validation")
+FORCED = "forced.jsonl"
+RESUME_BY_FORCE = "mg3d pretrain --resume {} --force"
 LOSS_FIGURE = "losses.png"  # the last one drawn: with it, the run is complete
 
 
@@ -51,12 +53,14 @@ def pretrain(
     objective: Objective,
     params: Pretrain,
     on_metrics: OnMetrics,
+    force: bool = False,
 ) -> Path:
     """Train to ``params.num_steps`` and return the final checkpoint's folder.
 
     ``prepared`` is what the DVC stages wrote. A run that was interrupted continues bit by bit from
     its last intact checkpoint; one that is finished returns without work. Raises ValueError if
-    ``out`` holds a run of other params, data or code (naming them), or if the batch does not suit
+    ``out`` holds a run of other params, data or code (naming them; with ``force`` they are printed
+    and written to ``forced.jsonl`` instead), or if the batch does not suit
     the ranks or the data; FloatingPointError if a loss is not finite; Stopped, on all ranks and
     with the step saved, after SIGTERM to any.
     """
@@ -72,9 +76,9 @@ def pretrain(
                 f": make it a multiple of {world_size()}"
             )
         fingerprint = pretrain_fingerprint(prepared, contract, model, objective, params)
-        if done := finished(out, fingerprint, params.num_steps):
+        if done := finished(out, fingerprint, params.num_steps, force):
             return done
-        last = _last_checkpoint(out, fingerprint)
+        last = _last_checkpoint(out, fingerprint, force)
         state = checkpoints.training_state(last) if last else None
         start_step = state.step if state else 0
         if is_main():
@@ -90,11 +94,19 @@ def pretrain(
             for pairs in (Pairs(prepared, split, contract) for split in SPLITS)
         )
         samples = hashlib.sha256("".join(sorted(whole)).encode()).hexdigest()
+        changes = state.fingerprint.changes(fingerprint) if state else []
         if state and state.position["samples_sha256"] != samples:
-            raise ValueError(
-                f"the readable volumes are not those of step {start_step} (see "
-                f"{out / paths.LEDGER_ENTRIES}): restore the files, or train in another folder"
-            )
+            if not force:
+                raise ValueError(
+                    f"the readable volumes are not those of step {start_step} (see "
+                    f"{out / paths.LEDGER_ENTRIES}): restore the files, train in another folder, "
+                    f"or use {RESUME_BY_FORCE.format(out)}"
+                )
+            changes.append(f"samples: {state.position['samples_sha256'][:16]} -> {samples[:16]}")
+        if changes and is_main():
+            print(f"forced to go on from step {start_step} with:", *changes, sep="\n  ")
+            with (out / FORCED).open("a") as file:
+                file.write(json.dumps({"step": start_step, "changes": changes}) + "\n")
 
         torch.manual_seed(params.seed)
         network = MG3D(model, objective).to(device)
@@ -192,12 +204,14 @@ def pretrain(
         return final
 
 
-def finished(out: Path, fingerprint: Fingerprint, num_steps: int) -> Path | None:
+def finished(
+    out: Path, fingerprint: Fingerprint, num_steps: int, force: bool = False
+) -> Path | None:
     """The final checkpoint of a run that is complete, its figures drawn; None if work is left.
 
-    Raises ValueError if ``out`` holds a run of another fingerprint.
+    Raises ValueError if ``out`` holds a run of another fingerprint, unless forced.
     """
-    last = _last_checkpoint(out, fingerprint)
+    last = _last_checkpoint(out, fingerprint, force)
     if last is None or checkpoints.training_state(last).step != num_steps:
         return None
     return last if (out / paths.FIGURES / LOSS_FIGURE).exists() else None
@@ -250,16 +264,17 @@ def _written_gradients(device: torch.device, precision: str) -> Iterator[None]:
         mkldnn.enabled = before
 
 
-def _last_checkpoint(out: Path, fingerprint: Fingerprint) -> Path | None:
-    """Where to go on from; raises ValueError if it belongs to another run."""
+def _last_checkpoint(out: Path, fingerprint: Fingerprint, force: bool) -> Path | None:
+    """Where to go on from; raises ValueError if it belongs to another run, unless forced."""
     last = checkpoints.latest(out / paths.CHECKPOINTS)
-    if last is not None:
+    if last is not None and not force:
         changes = checkpoints.training_state(last).fingerprint.changes(fingerprint)
         if changes:
             raise ValueError(
                 f"{out} holds a run of something else:\n  "
                 + "\n  ".join(changes)
-                + "\nUndo the change to resume it, or train in another folder (--out)"
+                + "\nUndo the change to resume it, train in another folder (--out), or use "
+                + RESUME_BY_FORCE.format(out)
             )
     return last
 

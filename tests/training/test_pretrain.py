@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -154,6 +155,23 @@ def test_lost_figures_are_drawn_again(prepared: Path, model: Path, whole: Path) 
 def test_another_run_in_the_folder_is_refused(prepared: Path, model: Path, whole: Path) -> None:
     with pytest.raises(ValueError, match=r"pretrain.learning_rate: 0.001 -> 0.5\n.*another folder"):
         _pretrain(prepared, model, whole, learning_rate=0.5)
+
+
+def test_a_forced_run_goes_on_and_writes_down_what_changed(
+    prepared: Path, model: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / paths.CHECKPOINTS / "step-000010")
+    changed = PRETRAIN.model_copy(update={"learning_rate": 0.5, "num_steps": 6})
+    arguments = (prepared, out, CONTRACT, tiny_model(model), OBJECTIVE, changed, lambda *_: None)
+    with pytest.raises(ValueError, match=f"use mg3d pretrain --resume {out} --force"):
+        pretrain(*arguments)
+    assert pretrain(*arguments, force=True) == out / paths.CHECKPOINTS / "step-000006"
+    (line,) = (out / "forced.jsonl").read_text().splitlines()
+    changes = ["pretrain.learning_rate: 0.001 -> 0.5", "pretrain.num_steps: 10 -> 6"]
+    assert json.loads(line) == {"step": 5, "changes": changes}
+    assert pretrain(*arguments).name == "step-000006"  # it is a run of the new params now
 
 
 def test_half_precision_and_a_single_term(prepared: Path, model: Path, tmp_path: Path) -> None:
