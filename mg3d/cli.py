@@ -97,34 +97,53 @@ def build_manifest(
 
 @app.command("pretrain")
 def pretrain(
-    source: Source = paths.PREPARED, out: Out = paths.RUNS, params: ParamsFile = paths.PARAMS
+    source: Source = paths.PREPARED,
+    out: Out = paths.RUNS,
+    params: ParamsFile = paths.PARAMS,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Go on in this run's folder, not in one of OUT.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on although code, params or data have changed.")
+    ] = False,
 ) -> None:
     """Pre-train on pretrain.num_ranks ranks; resumes; prints the checkpoint folder last."""
     tree = load_params(params)
+    if resume is not None and not (resume / paths.CHECKPOINTS).is_dir():
+        raise ValueError(f"--resume {resume} has no {paths.CHECKPOINTS}/: name a run's folder")
+    if force and resume is None:
+        raise ValueError("--force goes with --resume RUN: name the run's folder")
     from mg3d import launch, tracking
     from mg3d.fingerprint import pretrain_fingerprint
+    from mg3d.training.loop import Stopped
     from mg3d.training.pretrain import finished
     from mg3d.training.pretrain import pretrain as run
 
     sections = (tree.contract, tree.model, tree.objective, tree.pretrain)
     fingerprint = pretrain_fingerprint(source, *sections)
-    folder = out / f"pretrain-{fingerprint.digest}"
+    folder = resume or out / f"pretrain-{fingerprint.digest}"
     if launch.is_rank():
         on_metrics = tracking.attach(folder).on_metrics if launch.is_rank_zero() else _ignore
-        run(source, folder, *sections, on_metrics=on_metrics)
+        try:
+            run(source, folder, *sections, on_metrics=on_metrics, force=force)
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            sys.exit(launch.RESUMABLE)
         return
-    if not finished(folder, fingerprint, tree.pretrain.num_steps):
+    if not finished(folder, fingerprint, tree.pretrain.num_steps, force):
         folder.mkdir(parents=True, exist_ok=True)
         save_params(tree, folder / paths.RUN_PARAMS)
-        command = ["pretrain", str(source), "--out", str(out), "--params"]
+        command = ["pretrain", str(source), "--params", str(folder / paths.RUN_PARAMS)]
+        command += ["--resume", str(resume)] if resume else ["--out", str(out)]
+        command += ["--force"] if force else []
         with tracking.track(folder, "pretrain", tree) as tracked:
             launch.torchrun(
-                [*command, str(folder / paths.RUN_PARAMS)],
+                command,
                 tree.pretrain.num_ranks,
                 tree.pretrain.num_threads_per_rank,
             )
             tracked.log_folder(folder / paths.FIGURES)
-    print(finished(folder, fingerprint, tree.pretrain.num_steps))
+    print(finished(folder, fingerprint, tree.pretrain.num_steps, force))
 
 
 @app.command("evaluate")

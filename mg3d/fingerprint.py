@@ -23,6 +23,8 @@ PRETRAIN_DATA = (
     Path("build_manifest") / paths.SPLITS,
     Path("segment_sentences") / paths.SENTENCE_TABLE,
 )
+#: How work is laid out: it changes rounding, not what is computed, so a run may go on otherwise.
+PRETRAIN_LAYOUT = {"num_ranks", "num_threads_per_rank", "accumulate_steps"}
 LIBRARIES = ("torch", "monai", "transformers")
 
 
@@ -85,10 +87,14 @@ def pretrain_fingerprint(
     objective: Objective,
     params: Pretrain,
 ) -> Fingerprint:
-    """All that a pre-training depends on. Raises ValueError if ``prepared`` is not there."""
-    sections = {"contract": contract, "model": model, "objective": objective, "pretrain": params}
+    """All that a pre-training depends on, save how it is laid out on ranks and threads.
+
+    Raises ValueError if ``prepared`` is not there.
+    """
+    sections = {"contract": contract, "model": model, "objective": objective}
     parts = {
         **{name: section.model_dump(mode="json") for name, section in sections.items()},
+        "pretrain": params.model_dump(mode="json", exclude=PRETRAIN_LAYOUT),
         "data": data(prepared, PRETRAIN_DATA),
         "code": code(PRETRAIN_CODE),
         "libraries": libraries(),

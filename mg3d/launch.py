@@ -22,6 +22,10 @@ import psutil
 
 NUM_LAST_LINES = 20
 GRACE_S = 15.0
+RANKS_GRACE_S = 45.0  # torchrun's agent gives its ranks 30
+
+#: Exit code of a training that was told to stop: start it again and it goes on (EX_TEMPFAIL).
+RESUMABLE = 75
 UNBUFFERED = {"PYTHONUNBUFFERED": "1"}
 
 #: By default glibc gives every freed tensor back to the kernel and faults its pages in again: that
@@ -88,11 +92,24 @@ def torchrun(
     num_ranks: int,
     num_threads_per_rank: int,
     on_line: Callable[[str], None] = show,
+    module: str = "mg3d.cli",
 ) -> str:
-    """:func:`run` of ``mg3d <module_args>`` as ``num_ranks`` ranks on this machine."""
-    elastic = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-    command = [sys.executable, "-m", *elastic, "-m", "mg3d.cli", *module_args]
-    return run(command, on_line, env={"OMP_NUM_THREADS": str(num_threads_per_rank)})
+    """:func:`run` of ``mg3d <module_args>`` as ``num_ranks`` ranks on this machine.
+
+    A rank that dies ends the others within 60 s; the CommandError names it and ends with its last
+    lines. SIGTERM, to this process or to any rank, lets the ranks save what they have, and then
+    leaves by SystemExit with code RESUMABLE.
+    """
+    command = [sys.executable, "-m", "mg3d.elastic", str(num_ranks), module, *module_args]
+    env = {"OMP_NUM_THREADS": str(num_threads_per_rank)}
+    try:
+        return run(command, on_line, env=env, grace_s=RANKS_GRACE_S)
+    except SystemExit as left:
+        raise SystemExit(RESUMABLE if left.code == 128 + signal.SIGTERM else left.code) from None
+    except CommandError as error:
+        if error.code == RESUMABLE:
+            raise SystemExit(RESUMABLE) from None
+        raise
 
 
 def is_rank() -> bool:

@@ -228,6 +228,9 @@ class Pretrain(Section):
     num_ranks: int = Field(1, ge=1)
     num_threads_per_rank: int = Field(1, ge=1)
     batch_size: int = Field(16, ge=1, description="of all ranks together")
+    accumulate_steps: int = Field(
+        1, ge=1, description="parts of a rank's batch: memory of one, gradient of the whole"
+    )
     num_steps: int = Field(ge=1)
     learning_rate: float = Field(1e-4, gt=0)
     warmup_fraction: Fraction = Field(0.1, ge=0, lt=1)
@@ -247,6 +250,12 @@ class Pretrain(Section):
             raise ValueError(
                 f"batch_size {self.batch_size} is shared by num_ranks {self.num_ranks} ranks: "
                 f"make it a multiple, e.g. {nearest}"
+            )
+        of_rank = self.batch_size // self.num_ranks
+        if self.accumulate_steps > of_rank:
+            raise ValueError(
+                f"accumulate_steps {self.accumulate_steps} exceeds the {of_rank} samples of a rank "
+                f"(batch_size / num_ranks): use at most {of_rank}"
             )
         return self
 

@@ -55,3 +55,16 @@ def test_ledger_without_stages_says_what_to_run(tmp_path: Path) -> None:
     ended = mg3d("ledger", cwd=tmp_path)
     assert ended.returncode == 2
     assert "dvc repro" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--force",), "--force goes with --resume RUN"),
+        (("--resume", "runs/none", "--force"), "runs/none has no checkpoints/"),
+    ],
+)
+def test_force_needs_a_run(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    ended = mg3d("pretrain", *arguments, "--params", str(PARAMS), cwd=tmp_path)
+    assert ended.returncode == 2
+    assert message in ended.stderr

@@ -192,15 +192,13 @@ def test_signal_handlers_are_restored() -> None:
 def test_torchrun_starts_the_cli_on_ranks_with_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict = {}
 
-    def fake(command: list[str], on_line: object, env: dict[str, str]) -> str:
+    def fake(command: list[str], on_line: object, env: dict[str, str], grace_s: float) -> str:
         seen.update(command=command, env=env)
         return "runs/x/checkpoints/step-000001"
 
     monkeypatch.setattr(launch, "run", fake)
     assert launch.torchrun(["pretrain", "prepared"], 2, 3) == "runs/x/checkpoints/step-000001"
-    assert " ".join(seen["command"][1:]) == (
-        "-m torch.distributed.run --standalone --nproc-per-node 2 -m mg3d.cli pretrain prepared"
-    )
+    assert " ".join(seen["command"][1:]) == "-m mg3d.elastic 2 mg3d.cli pretrain prepared"
     assert seen["command"][0] == sys.executable
     assert seen["env"] == {"OMP_NUM_THREADS": "3"}
 

@@ -14,9 +14,10 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -82,8 +83,18 @@ class Coverage:
         )
 
 
-def save(
-    checkpoints: Path,
+@dataclass(frozen=True)
+class Snapshot:
+    """A training at one moment, in host memory: going on training does not change it."""
+
+    step: int
+    weights: Mapping[str, Tensor]
+    header: Mapping[str, str]
+    tensors: Mapping[str, Tensor]  # optimizer and random state
+    state: Mapping[str, Any]  # JSON values
+
+
+def snapshot(
     *,
     step: int,
     model: nn.Module,
@@ -94,18 +105,11 @@ def save(
     fingerprint: Fingerprint,
     rng: Tensor,
     position: Mapping[str, Any],
-    num_kept: int,
-) -> Path:
-    """Write ``checkpoints/step-xxxxxx`` and drop all but the newest ``num_kept``. Rank 0 only.
+) -> Snapshot:
+    """Copy what a checkpoint holds. The only part of saving that training waits for.
 
     ``rng`` is uint8 [ranks, bytes]; ``position`` says, as JSON, where in the data the training is.
     """
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    for stale in checkpoints.glob(".step-*"):  # left by a crash
-        shutil.rmtree(stale)
-    final = checkpoints / f"step-{step:06d}"
-    temporary = checkpoints / f".{final.name}"
-    temporary.mkdir()
     header = {
         "contract": contract.model_dump_json(),
         "model": model_params.model_dump_json(),
@@ -113,22 +117,37 @@ def save(
         "step": str(step),
         "fingerprint": fingerprint.digest,
     }
-    save_file(_on_cpu(model.state_dict()), temporary / paths.WEIGHTS, header)
     tensors, groups = _flatten(optimizer)
-    save_file({**tensors, RNG: rng.cpu()}, temporary / paths.TRAINING_STATE)
     state = {
         "step": step,
         "position": position,
         "fingerprint": fingerprint.parts,
         "optimizer_groups": groups,
     }
-    (temporary / STATE_JSON).write_text(json.dumps(state, indent=1))
-    sums = [f"{file_sha256(file)}  {file.name}\n" for file in sorted(temporary.iterdir())]
-    (temporary / CHECKSUMS).write_text("".join(sums))
-    for file in temporary.iterdir():
-        file.chmod(0o644)  # safetensors makes them private
-        _fsync(file)
-    _fsync(temporary)
+    weights = _copied(model.state_dict())
+    return Snapshot(step, weights, header, _copied({**tensors, RNG: rng}), state)
+
+
+def write(taken: Snapshot, checkpoints: Path, num_kept: int) -> Path:
+    """Write ``checkpoints/step-xxxxxx`` and drop all but the newest ``num_kept``. Rank 0 only.
+
+    Killed at any moment, it leaves the folders of before, or the new one too. Raises OSError if the
+    files cannot be written; the older checkpoints are as they were then, and nothing is left over.
+    """
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    for stale in checkpoints.glob(".step-*"):  # left by a crash
+        shutil.rmtree(stale)
+    final = checkpoints / f"step-{taken.step:06d}"
+    temporary = checkpoints / f".{final.name}"
+    try:
+        _write_files(taken, temporary)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        kept = ", ".join(folder.name for folder in _steps(checkpoints)) or "none"
+        raise OSError(
+            f"the checkpoint of step {taken.step} was not written: {error}. Those of before are "
+            f"intact ({kept}); free space under {checkpoints}, then start again to go on"
+        ) from error
     if final.exists():  # a damaged one that `latest` passed over
         shutil.rmtree(final)
     temporary.rename(final)
@@ -136,6 +155,47 @@ def save(
     for old in _steps(checkpoints)[num_kept:]:
         shutil.rmtree(old)
     return final
+
+
+def save(checkpoints: Path, *, num_kept: int, **moment: Any) -> Path:
+    """:func:`snapshot` and :func:`write` at once; returns the checkpoint's folder."""
+    return write(snapshot(**moment), checkpoints, num_kept)
+
+
+class Writer:
+    """Writes snapshots while training goes on, at most one at a time.
+
+    As a context it ends with everything on disk, also when an exception leaves it.
+    """
+
+    def __init__(self, checkpoints: Path, num_kept: int) -> None:
+        self.checkpoints, self.num_kept = checkpoints, num_kept
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[Path] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown(wait=True)
+        if kind is None:
+            self.wait()
+
+    def submit(self, taken: Snapshot) -> None:
+        """Begin to write; waits for the snapshot before, and raises what went wrong with it."""
+        self.wait()
+        self._pending = self._thread.submit(write, taken, self.checkpoints, self.num_kept)
+
+    def check(self) -> None:
+        """Raise what went wrong, if it did so already. To be called at every step."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when everything is on disk; raises what went wrong."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
 
 def latest(checkpoints: Path) -> Path | None:
@@ -270,11 +330,28 @@ def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[
         for index, of_parameter in state["state"].items()
         for name, tensor in of_parameter.items()
     }
-    return _on_cpu(tensors), state["param_groups"]
+    return tensors, state["param_groups"]
 
 
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in host memory, also of what is there already."""
+    return {
+        key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()
+    }
+
+
+def _write_files(taken: Snapshot, folder: Path) -> None:
+    """All files of a checkpoint and their checksums, fsynced."""
+    folder.mkdir()
+    save_file(dict(taken.weights), folder / paths.WEIGHTS, dict(taken.header))
+    save_file(dict(taken.tensors), folder / paths.TRAINING_STATE)
+    (folder / STATE_JSON).write_text(json.dumps(taken.state, indent=1))
+    sums = [f"{file_sha256(file)}  {file.name}\n" for file in sorted(folder.iterdir())]
+    (folder / CHECKSUMS).write_text("".join(sums))
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors makes them private
+        _fsync(file)
+    _fsync(folder)
 
 
 def _steps(checkpoints: Path) -> list[Path]:

@@ -5,7 +5,9 @@ only rank, there is no group, and every function here is the identity.
 """
 
 import os
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -58,6 +60,23 @@ def process_group(timeout_s: float = 1800.0) -> Iterator[torch.device]:
     finally:
         if ours:
             dist.destroy_process_group()
+
+
+@contextmanager
+def sigterm_noted() -> Iterator[Callable[[], bool]]:
+    """Instead of ending the process, SIGTERM turns what is yielded from False to True.
+
+    In threads other than the main one, which cannot handle signals, nothing changes.
+    """
+    noted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield noted.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: noted.set())
+    try:
+        yield noted.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def gather(rows: Tensor) -> Tensor:

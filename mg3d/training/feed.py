@@ -54,7 +54,7 @@ class Feed:
     def validation(self, pairs: "Subset[Pair]") -> Iterator["Inputs"]:
         """This rank's share of all studies, each once, always with the same masks."""
         places = np.array_split(np.arange(len(pairs)), world_size())[rank()].tolist()
-        size = self.params.batch_size // world_size()
+        size = max(1, self.params.batch_size // world_size() // self.params.accumulate_steps)
         for start in range(0, len(places), size):
             yield self.fixed(pairs, places[start : start + size])
 

@@ -19,6 +19,14 @@ from mg3d.training.distributed import gather, is_main, rank, world_size
 OnMetrics = Callable[[int, dict[str, float]], None]
 
 
+class Stopped(Exception):
+    """Training ended early because it was told to; ``step`` is the last one, and it is saved."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        super().__init__(f"stopped after step {step}, which is saved: start again to go on")
+
+
 def fit(
     step_module: nn.Module,
     batches: Iterable[tuple[Sequence[str], Any]],
@@ -33,6 +41,7 @@ def fit(
     validate_every_steps: int = 0,
     save: Callable[[int], None] | None = None,
     save_every_steps: int = 0,
+    stop: Callable[[], bool] = lambda: False,
     start_step: int = 0,
     report_every_steps: int = 10,
     precision: str = "float32",
@@ -45,6 +54,9 @@ def fit(
     means over steps and ranks as ``{prefix}/train/{name}``; what ``validate`` returns becomes
     ``{prefix}/validation/{name}``. ``validate`` and ``save`` are called on every rank, every so
     many steps (0: only) and at the end; ``on_metrics`` and progress are rank 0's.
+
+    ``stop`` is asked in every step on every rank. If one says yes, all finish this step, save it
+    and raise Stopped.
 
     Raises FloatingPointError, before anything is updated and on all ranks alike, when a loss or the
     gradient is not finite; it names the terms and the ids of the batch.
@@ -62,7 +74,7 @@ def fit(
         ids, inputs = batch
         with autocast:
             terms = step_module(inputs)
-        losses = _mean_over_ranks(terms, ids, step)
+        losses, stopping = _over_ranks(terms, stop(), ids, step)
         optimizer.zero_grad()
         terms["total"].backward()
         norm = float(nn.utils.clip_grad_norm_(step_module.parameters(), clip_norm))
@@ -73,7 +85,7 @@ def fit(
 
         window.append({**losses, "gradient_norm": norm, "learning_rate": learning_rate})
         progress.update(step, len(ids) * world_size(), losses)
-        saving = save is not None and _is_due(step, save_every_steps, num_steps)
+        saving = save is not None and (stopping or _is_due(step, save_every_steps, num_steps))
         if saving or _is_due(step, report_every_steps, num_steps):
             means = {f"{prefix}/train/{name}": _mean(window, name) for name in window[0]}
             window = []
@@ -87,6 +99,8 @@ def fit(
                 on_metrics(step, {f"{prefix}/validation/{name}": v for name, v in scores.items()})
         if saving and save is not None:
             save(step)
+        if stopping and step < num_steps:
+            raise Stopped(step)
 
 
 def _is_due(step: int, every_steps: int, num_steps: int) -> bool:
@@ -97,17 +111,22 @@ def _mean(window: Sequence[Mapping[str, float]], name: str) -> float:
     return math.fsum(values[name] for values in window) / len(window)
 
 
-def _mean_over_ranks(
-    terms: Mapping[str, Tensor], ids: Sequence[str], step: int
-) -> dict[str, float]:
-    """Losses by name, the same on every rank; raises on all ranks if one is not finite on any."""
-    values = torch.stack([term.detach().double() for term in terms.values()])
-    table = gather(values[None]).cpu()  # [ranks, terms]
-    rows = [dict(zip(terms, row, strict=True)) for row in table.tolist()]
+def _over_ranks(
+    terms: Mapping[str, Tensor], stop: bool, ids: Sequence[str], step: int
+) -> tuple[dict[str, float], bool]:
+    """Mean losses by name and whether any rank wants to stop, the same on every rank.
+
+    Raises on all ranks if a loss is not finite on any.
+    """
+    values = [term.detach().double() for term in terms.values()]
+    values.append(values[0].new_tensor(float(stop)))
+    table = gather(torch.stack(values)[None]).cpu()  # [ranks, terms + 1]
+    losses, stops = table[:, :-1], table[:, -1]
+    rows = [dict(zip(terms, row, strict=True)) for row in losses.tolist()]
     _check_finite(rows[rank()], ids, step)
     for other, row in enumerate(rows):
         _check_finite(row, [f"the batch of rank {other}"], step)
-    return dict(zip(terms, table.mean(0).tolist(), strict=True))
+    return dict(zip(terms, losses.mean(0).tolist(), strict=True)), bool(stops.any())
 
 
 def _check_finite(values: Mapping[str, float], ids: Sequence[str], step: int) -> None:

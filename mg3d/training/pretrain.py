@@ -7,7 +7,7 @@ the ledger of the studies.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +25,10 @@ from mg3d.params import Model, Objective, Pretrain, VolumeContract
 from mg3d.training import checkpoint as checkpoints
 from mg3d.training import distributed
 from mg3d.training.account import account
+from mg3d.training.accumulate import in_parts
 from mg3d.training.distributed import gather, is_main, rank, world_size
 from mg3d.training.feed import Feed
-from mg3d.training.loop import OnMetrics, fit
+from mg3d.training.loop import OnMetrics, Stopped, fit
 from mg3d.training.order import random_state, set_random_state
 from mg3d.training.record import Record, loss_history, read_metrics
 from mg3d.training.schedule import parameter_groups, warmup_then_decay
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 METRICS = "metrics.jsonl"
 PREFIX = "pretrain"
 SPLITS = ("train", "validation")
+FORCED = "forced.jsonl"
+RESUME_BY_FORCE = "mg3d pretrain --resume {} --force"
 LOSS_FIGURE = "losses.png"  # the last one drawn: with it, the run is complete
 
 
@@ -50,25 +53,32 @@ def pretrain(
     objective: Objective,
     params: Pretrain,
     on_metrics: OnMetrics,
+    force: bool = False,
 ) -> Path:
     """Train to ``params.num_steps`` and return the final checkpoint's folder.
 
     ``prepared`` is what the DVC stages wrote. A run that was interrupted continues bit by bit from
     its last intact checkpoint; one that is finished returns without work. Raises ValueError if
-    ``out`` holds a run of other params, data or code (naming them), or if the batch does not suit
-    the ranks or the data; FloatingPointError if a loss is not finite.
+    ``out`` holds a run of other params, data or code (naming them; with ``force`` they are printed
+    and written to ``forced.jsonl`` instead), or if the batch does not suit
+    the ranks or the data; FloatingPointError if a loss is not finite; Stopped, on all ranks and
+    with the step saved, after SIGTERM to any.
     """
     torch.set_num_threads(params.num_threads_per_rank)
-    with distributed.process_group() as device, _written_gradients(device, params.precision):
+    with (
+        distributed.sigterm_noted() as told_to_stop,
+        distributed.process_group() as device,
+        _written_gradients(device, params.precision),
+    ):
         if params.batch_size % world_size():
             raise ValueError(
                 f"pretrain.batch_size {params.batch_size} cannot be shared by {world_size()} ranks"
                 f": make it a multiple of {world_size()}"
             )
         fingerprint = pretrain_fingerprint(prepared, contract, model, objective, params)
-        if done := finished(out, fingerprint, params.num_steps):
+        if done := finished(out, fingerprint, params.num_steps, force):
             return done
-        last = _last_checkpoint(out, fingerprint)
+        last = _last_checkpoint(out, fingerprint, force)
         state = checkpoints.training_state(last) if last else None
         start_step = state.step if state else 0
         if is_main():
@@ -84,11 +94,19 @@ def pretrain(
             for pairs in (Pairs(prepared, split, contract) for split in SPLITS)
         )
         samples = hashlib.sha256("".join(sorted(whole)).encode()).hexdigest()
+        changes = state.fingerprint.changes(fingerprint) if state else []
         if state and state.position["samples_sha256"] != samples:
-            raise ValueError(
-                f"the readable volumes are not those of step {start_step} (see "
-                f"{out / paths.LEDGER_ENTRIES}): restore the files, or train in another folder"
-            )
+            if not force:
+                raise ValueError(
+                    f"the readable volumes are not those of step {start_step} (see "
+                    f"{out / paths.LEDGER_ENTRIES}): restore the files, train in another folder, "
+                    f"or use {RESUME_BY_FORCE.format(out)}"
+                )
+            changes.append(f"samples: {state.position['samples_sha256'][:16]} -> {samples[:16]}")
+        if changes and is_main():
+            print(f"forced to go on from step {start_step} with:", *changes, sep="\n  ")
+            with (out / FORCED).open("a") as file:
+                file.write(json.dumps({"step": start_step, "changes": changes}) + "\n")
 
         torch.manual_seed(params.seed)
         network = MG3D(model, objective).to(device)
@@ -118,6 +136,7 @@ def pretrain(
             device,
         )
         record = Record(out / METRICS, start_step, on_metrics)
+        writer = checkpoints.Writer(out / paths.CHECKPOINTS, params.num_kept_checkpoints)
         similarity = np.zeros((0, 0))
 
         def validate(step: int) -> dict[str, float]:
@@ -132,8 +151,7 @@ def pretrain(
         def save(step: int) -> None:
             rng = gather(random_state(device)[None])
             if is_main():
-                checkpoints.save(
-                    out / paths.CHECKPOINTS,
+                moment = checkpoints.snapshot(
                     step=step,
                     model=network,
                     optimizer=optimizer,
@@ -147,27 +165,33 @@ def pretrain(
                         "epoch": step * params.batch_size // len(training),
                         "samples_sha256": samples,
                     },
-                    num_kept=params.num_kept_checkpoints,
                 )
-            distributed.barrier()
+                writer.submit(moment)
 
-        fit(
-            _parallel(PretrainStep(network), device),
-            feed.training(training, start_step),
-            optimizer=optimizer,
-            scheduler=scheduler,
-            num_steps=params.num_steps,
-            clip_norm=params.clip_norm,
-            on_metrics=record,
-            prefix=PREFIX,
-            validate=validate,
-            validate_every_steps=params.validate_every_steps,
-            save=save,
-            save_every_steps=params.checkpoint_every_steps,
-            start_step=start_step,
-            report_every_steps=params.report_every_steps,
-            precision=params.precision,
-        )
+        def batches() -> Iterator[tuple[Sequence[str], "Inputs"]]:
+            for batch in feed.training(training, start_step):
+                writer.check()  # what could not be written ends the training at the next step
+                yield batch
+
+        with _all_ranks_leave_together(), writer:
+            fit(
+                _parallel(PretrainStep(network, accumulate_steps=params.accumulate_steps), device),
+                batches(),
+                optimizer=optimizer,
+                scheduler=scheduler,
+                num_steps=params.num_steps,
+                clip_norm=params.clip_norm,
+                on_metrics=record,
+                prefix=PREFIX,
+                validate=validate,
+                validate_every_steps=params.validate_every_steps,
+                save=save,
+                save_every_steps=params.checkpoint_every_steps,
+                stop=told_to_stop,
+                start_step=start_step,
+                report_every_steps=params.report_every_steps,
+                precision=params.precision,
+            )
         if start_step == params.num_steps:  # killed between the last checkpoint and the figures
             validate(params.num_steps)
         if is_main():
@@ -180,12 +204,14 @@ def pretrain(
         return final
 
 
-def finished(out: Path, fingerprint: Fingerprint, num_steps: int) -> Path | None:
+def finished(
+    out: Path, fingerprint: Fingerprint, num_steps: int, force: bool = False
+) -> Path | None:
     """The final checkpoint of a run that is complete, its figures drawn; None if work is left.
 
-    Raises ValueError if ``out`` holds a run of another fingerprint.
+    Raises ValueError if ``out`` holds a run of another fingerprint, unless forced.
     """
-    last = _last_checkpoint(out, fingerprint)
+    last = _last_checkpoint(out, fingerprint, force)
     if last is None or checkpoints.training_state(last).step != num_steps:
         return None
     return last if (out / paths.FIGURES / LOSS_FIGURE).exists() else None
@@ -194,15 +220,32 @@ def finished(out: Path, fingerprint: Fingerprint, num_steps: int) -> Path | None
 class PretrainStep(nn.Module):
     """Model and objective as one module, so that DDP sees one forward: inputs -> named losses."""
 
-    def __init__(self, model: "MG3D", gather: Callable[[Tensor], Tensor] = gather) -> None:
+    def __init__(
+        self,
+        model: "MG3D",
+        gather: Callable[[Tensor], Tensor] = gather,
+        accumulate_steps: int = 1,
+    ) -> None:
         super().__init__()
         self.model = model
         self.gather = gather
+        self.accumulate_steps = accumulate_steps
 
     def forward(self, inputs: "Inputs") -> dict[str, Tensor]:
         from mg3d.objectives.objective import objective
 
-        return objective(self.model(inputs), inputs, self.model.objective, self.gather)
+        outputs = in_parts(self.model, inputs, self.accumulate_steps)
+        return objective(outputs, inputs, self.model.objective, self.gather)
+
+
+@contextmanager
+def _all_ranks_leave_together() -> Iterator[None]:
+    """A rank that is stopped waits for rank 0's checkpoint: whoever exits first ends the others."""
+    try:
+        yield
+    except Stopped:
+        distributed.barrier()
+        raise
 
 
 @contextmanager
@@ -221,16 +264,17 @@ def _written_gradients(device: torch.device, precision: str) -> Iterator[None]:
         mkldnn.enabled = before
 
 
-def _last_checkpoint(out: Path, fingerprint: Fingerprint) -> Path | None:
-    """Where to go on from; raises ValueError if it belongs to another run."""
+def _last_checkpoint(out: Path, fingerprint: Fingerprint, force: bool) -> Path | None:
+    """Where to go on from; raises ValueError if it belongs to another run, unless forced."""
     last = checkpoints.latest(out / paths.CHECKPOINTS)
-    if last is not None:
+    if last is not None and not force:
         changes = checkpoints.training_state(last).fingerprint.changes(fingerprint)
         if changes:
             raise ValueError(
                 f"{out} holds a run of something else:\n  "
                 + "\n  ".join(changes)
-                + "\nUndo the change to resume it, or train in another folder (--out)"
+                + "\nUndo the change to resume it, train in another folder (--out), or use "
+                + RESUME_BY_FORCE.format(out)
             )
     return last
 

@@ -27,6 +27,16 @@ def test_a_crash_is_tried_once_more(children: Any) -> None:
     assert children.started() == [CALL, CALL]
 
 
+def test_being_told_to_stop_is_not_a_crash(children: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (
+        "import sys; from pathlib import Path; told = Path('told').read_text().split() "
+        "if Path('told').exists() else []; Path('told').write_text(' '.join([*told, 'x'])); "
+        f"print('the end'); sys.exit({launch.RESUMABLE} if len(told) < 3 else 0)"
+    )
+    monkeypatch.setattr(child, "MG3D", (*child.MG3D[:1], "-c", script))
+    assert pretrain.pretrain() == Path("the end")
+
+
 def test_two_crashes_are_a_failure(children: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "MG3D", (*child.MG3D[:1], "-c", "raise SystemExit('loss is nan')"))
     with pytest.raises(launch.CommandError, match="loss is nan"):

@@ -4,13 +4,16 @@
 file, so no port is chosen. What a rank returns (a dict of tensors) comes back as a list.
 """
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -221,7 +224,7 @@ def reports(places: list[int]) -> Reports:
     return Reports([f"study-{place}" for place in places], *columns)
 
 
-def pretrains(rank: int, folder: Path, model: str) -> Tensors:
+def pretrains(rank: int, folder: Path, model: str, accumulate_steps: str = "1") -> Tensors:
     """Losses and gradients of the whole model on this rank's share of a global batch of four."""
     from tiny_prepared import tiny_model
 
@@ -236,7 +239,7 @@ def pretrains(rank: int, folder: Path, model: str) -> Tensors:
     )
     torch.manual_seed(0)
     network = MG3D(tiny_model(Path(model)), objective).double()
-    module: nn.Module = PretrainStep(network)
+    module: nn.Module = PretrainStep(network, accumulate_steps=int(accumulate_steps))
     if world_size() > 1:
         module = nn.parallel.DistributedDataParallel(module, forward_sync_buffers=False)
     share = 4 // world_size()
@@ -273,6 +276,8 @@ def killed(rank: int, folder: Path, prepared: str, model: str, out: str) -> Tens
 
     def kill(step: int, metrics: dict[str, float]) -> None:
         if step == 7:
+            while not (Path(out) / "checkpoints" / "step-000005").exists():  # written meanwhile
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
     network = tiny_model(Path(model))
@@ -291,6 +296,38 @@ def trains(rank: int, folder: Path, prepared: str, model: str, out: str) -> Tens
         Path(prepared), Path(out), CONTRACT, network, OBJECTIVE, PRETRAIN, lambda *_: None
     )
     return {"finished": torch.tensor(final.name == "step-000010")}
+
+
+class Cut(Exception):
+    """Raised where :func:`watched` is to end."""
+
+
+def watched(
+    rank: int, folder: Path, prepared: str, model: str, out: str, cut_at: str = "0"
+) -> Tensors:
+    """The same with checkpoints every three steps, noting each step's studies; Cut at a step."""
+    import pytest
+    from tiny_prepared import CONTRACT, OBJECTIVE, PRETRAIN, tiny_model
+
+    from mg3d.training.feed import Feed
+    from mg3d.training.pretrain import pretrain
+
+    original = Feed.training
+
+    def training(self: Feed, pairs: Any, start_step: int = 0) -> Iterator[Any]:
+        for step, batch in enumerate(original(self, pairs, start_step), start_step + 1):
+            if step == int(cut_at):
+                raise Cut
+            with (folder / "studies.jsonl").open("a") as file:
+                file.write(json.dumps([step, batch[0]]) + "\n")
+            yield batch
+
+    params = PRETRAIN.model_copy(update={"checkpoint_every_steps": 3})
+    network = tiny_model(Path(model))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Feed, "training", training)
+        pretrain(Path(prepared), Path(out), CONTRACT, network, OBJECTIVE, params, lambda *_: None)
+    return {}
 
 
 def main() -> None:

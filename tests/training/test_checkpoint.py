@@ -1,8 +1,17 @@
 """Checkpoints are whole or absent, survive damage, and give back every bit."""
 
+import copy
+import errno
+import itertools
 import os
+import resource
 import shutil
+import signal
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -135,7 +144,7 @@ def test_an_interrupted_write_leaves_the_old_one(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_flatten", crash)  # after the weights, before the rest
+        patch.setattr(checkpoint, "file_sha256", crash)  # after the weights, before the rest
         with pytest.raises(KeyboardInterrupt):
             _save(tmp_path, 2, *_net())
     assert checkpoint.latest(tmp_path) == old
@@ -143,6 +152,179 @@ def test_an_interrupted_write_leaves_the_old_one(
     assert (tmp_path / ".step-000002" / paths.WEIGHTS).exists()
     _save(tmp_path, 2, *_net())
     assert sorted(f.name for f in tmp_path.iterdir()) == ["step-000001", "step-000002"]
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _killed_while_saving(folder: Path, at: int, net: nn.Module, optimizer: Any) -> bool:
+    """Save step 5 in a child that kills itself at its ``at``-th touch of the disk; if it did."""
+    child = os.fork()
+    if not child:
+        touches = itertools.count(1)
+
+        def dying(function: Any) -> Any:
+            def touch(*arguments: Any) -> Any:
+                if next(touches) == at:
+                    if function is save_file:  # half a file
+                        save_file(*arguments)
+                        os.truncate(arguments[1], arguments[1].stat().st_size // 2)
+                    _die()
+                return function(*arguments)
+
+            return touch
+
+        checkpoint.save_file = dying(save_file)
+        os.fsync = dying(os.fsync)
+        Path.rename = dying(Path.rename)  # type: ignore[method-assign]
+        Path.write_text = dying(Path.write_text)  # type: ignore[method-assign]
+        shutil.rmtree = dying(shutil.rmtree)
+        with suppress(BaseException):
+            _save(folder, 5, net, optimizer)
+            os._exit(0)
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_killed_at_any_touch_of_the_disk_it_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    """Two files, two texts, fsyncs, the rename, the removal of the oldest: each a last moment."""
+    net, optimizer = _net()
+    for step in (1, 2, 3):
+        _train(net, optimizer, 1)
+        _save(tmp_path / "before", step, net, optimizer)
+    _train(net, optimizer, 2)
+    at_five = copy.deepcopy((net.state_dict(), optimizer.state_dict(), torch.get_rng_state()))
+    _train(net, optimizer, 3)
+    expected = copy.deepcopy(net.state_dict())
+
+    found_steps = []
+    for at in itertools.count(1):
+        folder = tmp_path / f"killed-{at}"
+        shutil.copytree(tmp_path / "before", folder)
+        net.load_state_dict(at_five[0])
+        optimizer.load_state_dict(at_five[1])
+        torch.set_rng_state(at_five[2])
+        if not _killed_while_saving(folder, at, net, optimizer):
+            break
+        last = checkpoint.latest(folder)
+        assert last is not None
+        resumed, its_optimizer = _net()
+        checkpoint.restore(last, resumed, its_optimizer)
+        state = checkpoint.training_state(last)
+        torch.set_rng_state(state.rng[0])
+        for step in range(state.step + 1, 9):
+            _train(resumed, its_optimizer, 1)
+            if step == 5:
+                _save(folder, 5, resumed, its_optimizer)
+        for key, value in expected.items():
+            assert torch.equal(value, resumed.state_dict()[key]), (at, key)
+        names = {f.name for f in folder.iterdir()}
+        assert {"step-000003", "step-000005"} <= names
+        assert not any(name.startswith(".") for name in names)
+        found_steps.append(state.step)
+    assert found_steps == [3] * 10 + [5] * 2
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_full_disk_leaves_the_old_one_and_no_litter(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = _save(tmp_path, 1, *_net())
+    before = {file.name: file.read_bytes() for file in old.iterdir()}
+
+    def full(tensors: object, file: Path, *_: object) -> None:
+        file.write_bytes(b"part of it")
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(
+            OSError, match=rf"step 2 was not written: .*{os.strerror(number)}.*000001"
+        ):
+            _save(tmp_path, 2, *_net())
+    assert [file.name for file in tmp_path.iterdir()] == ["step-000001"]
+    assert {file.name: file.read_bytes() for file in old.iterdir()} == before
+    assert _save(tmp_path, 2, *_net()) == checkpoint.latest(tmp_path)
+
+
+def test_a_write_that_the_kernel_cuts_off_is_an_error(tmp_path: Path) -> None:
+    """The real thing: no file may grow beyond 512 bytes."""
+    old = _save(tmp_path, 1, *_net())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, hard))
+    try:
+        with pytest.raises(OSError, match=r"step 2 was not written: .*File too large"):
+            _save(tmp_path, 2, *_net())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [file.name for file in tmp_path.iterdir()] == ["step-000001"]
+    assert checkpoint.latest(tmp_path) == old
+
+
+def _snapshot(step: int, net: nn.Module, optimizer: torch.optim.Optimizer) -> checkpoint.Snapshot:
+    return checkpoint.snapshot(
+        step=step,
+        model=net,
+        optimizer=optimizer,
+        contract=CONTRACT,
+        model_params=TINY,
+        objective_params=MIM_ONLY,
+        fingerprint=Fingerprint({}),
+        rng=torch.get_rng_state()[None],
+        position={},
+    )
+
+
+def test_training_goes_on_while_a_snapshot_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, running = threading.Event(), []
+
+    def slow(tensors: Any, *arguments: Any) -> None:
+        running.append(threading.current_thread().name)
+        assert go.wait(30)
+        save_file(tensors, *arguments)
+
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+    net, optimizer = _net()
+    _train(net, optimizer, 3)
+    expected = copy.deepcopy(net.state_dict())
+    writer = checkpoint.Writer(tmp_path, 2)
+    writer.submit(_snapshot(3, net, optimizer))
+    _train(net, optimizer, 2)  # while the disk does nothing
+    writer.check()
+    assert checkpoint.latest(tmp_path) is None
+    second = threading.Thread(target=writer.submit, args=(_snapshot(5, net, optimizer),))
+    second.start()
+    second.join(0.2)
+    assert second.is_alive()  # one at a time
+    assert len(running) == 1
+    go.set()
+    second.join(30)
+    writer.wait()
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["step-000003", "step-000005"]
+    assert not any("MainThread" in name for name in running)
+    resumed, its_optimizer = _net()
+    checkpoint.restore(tmp_path / "step-000003", resumed, its_optimizer)
+    for key, value in expected.items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+def test_what_went_wrong_while_writing_is_raised_once(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("not a folder")
+    for method in ("check", "wait", "__exit__"):
+        writer = checkpoint.Writer(tmp_path / "checkpoints", 2)
+        writer.submit(_snapshot(1, *_net()))
+        deadline = time.monotonic() + 30
+        while not writer._pending.done() and time.monotonic() < deadline:  # type: ignore[union-attr]
+            time.sleep(0.01)
+        with pytest.raises(OSError, match="checkpoints"):
+            getattr(writer, method)(*[None] * (method == "__exit__"))
+        writer.wait()
 
 
 def test_everything_is_on_disk_before_the_name_is(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
 
-from mg3d.training.loop import Progress, fit
+from mg3d.training.loop import Progress, Stopped, fit
 from mg3d.training.schedule import warmup_then_decay
 
 
@@ -101,6 +101,16 @@ def test_a_start_step_continues_the_count() -> None:
     assert [s for s, _ in _fit(module, [1.0], start_step=4, num_steps=5)] == [5]
     assert module.weight.item() == 0.5
     assert _fit(module, [], start_step=5, num_steps=5) == []
+
+
+def test_told_to_stop_it_finishes_the_step_and_saves_it() -> None:
+    module, told, saved = Square(), iter([False, True]), []
+    with pytest.raises(Stopped, match="after step 2, which is saved: start again") as stopped:
+        _fit(module, [1.0] * 4, stop=lambda: next(told), save=saved.append, save_every_steps=4)
+    assert (stopped.value.step, saved, module.weight.item()) == (2, [2], 0.75)
+    saved.clear()
+    _fit(Square(), [1.0], stop=lambda: True, save=saved.append)  # the last step anyway
+    assert saved == [1]
 
 
 def test_too_few_batches_are_our_mistake() -> None:

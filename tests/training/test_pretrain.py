@@ -1,6 +1,8 @@
 """Pre-training as a whole: ranks, resuming, refusing, and what a run's folder holds."""
 
 import json
+import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from tiny_prepared import CONTRACT, OBJECTIVE, PRETRAIN, tiny_model, write_prepa
 from mg3d import paths
 from mg3d.training import pretrain as module
 from mg3d.training.checkpoint import load_model
+from mg3d.training.loop import Stopped
 from mg3d.training.pretrain import pretrain
 from mg3d.training.record import read_metrics
 
@@ -88,6 +91,25 @@ def test_ten_steps_are_five_a_kill_and_five(
     assert _without_speed(out) == _without_speed(whole)
 
 
+def test_sigterm_saves_the_step_and_the_rest_follows_bit_by_bit(
+    prepared: Path, model: Path, whole: Path, tmp_path: Path
+) -> None:
+    def terminate(step: int, metrics: dict[str, float]) -> None:
+        if step == 6:  # step 7 is the first that can notice
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="after step 7"):
+        pretrain(prepared, tmp_path, CONTRACT, tiny_model(model), OBJECTIVE, PRETRAIN, terminate)
+    assert signal.getsignal(signal.SIGTERM) is before
+    names = sorted(folder.name for folder in (tmp_path / paths.CHECKPOINTS).iterdir())
+    assert names == ["step-000005", "step-000007"]
+    final = _pretrain(prepared, model, tmp_path)
+    expected = load_file(whole / paths.CHECKPOINTS / "step-000010" / paths.WEIGHTS)
+    found = load_file(final / paths.WEIGHTS)
+    assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
+
+
 def test_a_run_folder_holds_the_record(prepared: Path, whole: Path) -> None:
     assert {file.name for file in (whole / paths.FIGURES).iterdir()} == FIGURES
     last = [line for line in _without_speed(whole) if line["step"] == 10]
@@ -133,6 +155,23 @@ def test_lost_figures_are_drawn_again(prepared: Path, model: Path, whole: Path) 
 def test_another_run_in_the_folder_is_refused(prepared: Path, model: Path, whole: Path) -> None:
     with pytest.raises(ValueError, match=r"pretrain.learning_rate: 0.001 -> 0.5\n.*another folder"):
         _pretrain(prepared, model, whole, learning_rate=0.5)
+
+
+def test_a_forced_run_goes_on_and_writes_down_what_changed(
+    prepared: Path, model: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / paths.CHECKPOINTS / "step-000010")
+    changed = PRETRAIN.model_copy(update={"learning_rate": 0.5, "num_steps": 6})
+    arguments = (prepared, out, CONTRACT, tiny_model(model), OBJECTIVE, changed, lambda *_: None)
+    with pytest.raises(ValueError, match=f"use mg3d pretrain --resume {out} --force"):
+        pretrain(*arguments)
+    assert pretrain(*arguments, force=True) == out / paths.CHECKPOINTS / "step-000006"
+    (line,) = (out / "forced.jsonl").read_text().splitlines()
+    changes = ["pretrain.learning_rate: 0.001 -> 0.5", "pretrain.num_steps: 10 -> 6"]
+    assert json.loads(line) == {"step": 5, "changes": changes}
+    assert pretrain(*arguments).name == "step-000006"  # it is a run of the new params now
 
 
 def test_half_precision_and_a_single_term(prepared: Path, model: Path, tmp_path: Path) -> None:
