@@ -70,6 +70,7 @@ def random_state(device: torch.device) -> torch.Tensor:
 def set_random_state(state: torch.Tensor, device: torch.device) -> None:
     """Undo everything drawn since :func:`random_state`."""
     num_cpu_bytes = len(torch.get_rng_state())
-    torch.set_rng_state(state[:num_cpu_bytes].cpu())
+    # copies: torch reads a state from the start of its storage, and so refuses a row of many
+    torch.set_rng_state(state[:num_cpu_bytes].cpu().clone())
     if device.type == "cuda" and len(state) > num_cpu_bytes:
-        torch.cuda.set_rng_state(state[num_cpu_bytes:].cpu(), device)
+        torch.cuda.set_rng_state(state[num_cpu_bytes:].cpu().clone(), device)

@@ -8,7 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mg3d.training.order import epoch_order, generator, global_batches
+from mg3d.training.order import (
+    epoch_order,
+    generator,
+    global_batches,
+    random_state,
+    set_random_state,
+)
 
 
 @given(st.integers(0, 3), st.integers(1, 40), st.data())
@@ -56,3 +62,14 @@ def test_order_is_uniform() -> None:
     """Each sample comes first about equally often (chi-square, 9 degrees, far tail)."""
     firsts = Counter(epoch_order(0, epoch, 10)[0] for epoch in range(500))
     assert sum((firsts[i] - 50) ** 2 / 50 for i in range(10)) < 30
+
+
+def test_the_random_state_of_any_rank_is_put_back() -> None:
+    cpu = torch.device("cpu")
+    torch.manual_seed(3)
+    first = random_state(cpu)
+    torch.rand(5)
+    both = torch.stack([first, random_state(cpu)])
+    expected = torch.rand(4)
+    set_random_state(both[1], cpu)
+    assert torch.equal(torch.rand(4), expected)
