@@ -37,12 +37,12 @@ def test_gather_is_exact_in_value_and_gradient(tmp_path: Path) -> None:
 
 
 TORCHRUN_SCRIPT = """
-import torch, torch.distributed as dist
+import os, torch, torch.distributed as dist
 from mg3d.training.distributed import barrier, gather, process_group, rank, world_size
 with process_group(timeout_s=60) as device:
     barrier()
     assert gather(torch.tensor([rank()], device=device)).tolist() == list(range(world_size()))
-    print("ranks", world_size())
+    os.write(1, f"ranks {world_size()}\\n".encode())  # print would write the pieces, interleaved
 assert not dist.is_initialized()
 """
 
