@@ -3,7 +3,8 @@
 import torch
 from torch import Generator, Tensor
 
-from mg3d.objectives.contrastive import full_precision
+from mg3d.objectives.contrastive import Gather, full_precision, one_rank
+from mg3d.objectives.mean import mean_over_ranks
 
 
 def mask_blocks(
@@ -40,7 +41,12 @@ def mask_blocks(
     return volume.masked_fill(mask, 0), mask
 
 
-def mim_loss(reconstruction: Tensor, volume: Tensor, voxel_mask: Tensor) -> Tensor:
-    """Σ m (x̂ − x)² / Σ m: the mean squared error over masked voxels only; all [B, 1, D, H, W]."""
+def mim_loss(
+    reconstruction: Tensor, volume: Tensor, voxel_mask: Tensor, gather: Gather = one_rank
+) -> Tensor:
+    """Σ m (x̂ − x)² / Σ m: the mean squared error over the masked voxels of all ranks.
+
+    All [b, 1, D, H, W].
+    """
     squared = (full_precision(reconstruction) - volume).square()
-    return (squared * voxel_mask).sum() / voxel_mask.sum().clamp(min=1)
+    return mean_over_ranks((squared * voxel_mask).sum(), voxel_mask.sum(), gather)

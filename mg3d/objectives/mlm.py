@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from mg3d.objectives.contrastive import Gather, one_rank
+from mg3d.objectives.contrastive import Gather, full_precision, one_rank
+from mg3d.objectives.mean import mean_over_ranks
 
 #: Label of a token that the loss ignores.
 IGNORED = -100
@@ -54,13 +55,10 @@ def mask_words(
 
 
 def mlm_loss(logits: Tensor, labels: Tensor, gather: Gather = one_rank) -> Tensor:
-    """Mean cross-entropy over the chosen tokens of all ranks.
+    """Mean cross-entropy over the chosen tokens of all ranks; 0 without any.
 
-    logits [M, V] in the order of ``labels != -100``; labels [b, L]. Ranks choose different numbers
-    of tokens: each divides its sum by the mean number per rank, so that the average of the ranks'
-    losses, which DDP's gradient belongs to, is the mean over all tokens. 0 without chosen tokens.
+    logits [M, V] in the order of ``labels != -100``; labels [b, L].
     """
     target = labels[labels != IGNORED]
-    total = F.cross_entropy(logits, target, reduction="sum")
-    count = gather(torch.tensor([len(target)], dtype=logits.dtype, device=logits.device)).mean()
-    return total / count.clamp(min=1)
+    total = F.cross_entropy(full_precision(logits), target, reduction="sum")
+    return mean_over_ranks(total, len(target), gather)

@@ -23,6 +23,7 @@ def objective(
 ) -> dict[str, Tensor]:
     """L = mlm + 0.1 sfr + mim + 0.1 (cml + dfa + ssm), with the weights of ``params``.
 
+    The mean of the ranks' values is that of the global batch, however the ranks share it.
     ``outputs`` and ``inputs`` are `mg3d.models.mg3d`'s dataclasses. Returns one unweighted scalar
     for each term with a weight, and ``"total"``, the weighted sum.
     """
@@ -31,10 +32,14 @@ def objective(
         losses["mlm"] = mlm_loss(outputs.mlm_logits, inputs.mlm_labels, gather)
     if params.sfr_weight:
         losses["sfr"] = sfr_loss(
-            outputs.sfr_prediction, outputs.sfr_target, outputs.sentence_mask, params.sfr_reduction
+            outputs.sfr_prediction,
+            outputs.sfr_target,
+            outputs.sentence_mask,
+            params.sfr_reduction,
+            gather,
         )
     if params.mim_weight:
-        losses["mim"] = mim_loss(outputs.reconstruction, inputs.volume, inputs.voxel_mask)
+        losses["mim"] = mim_loss(outputs.reconstruction, inputs.volume, inputs.voxel_mask, gather)
     if params.cml_weight:
         losses["cml"] = cml_loss(
             outputs.cml_fused, outputs.cml_unimodal, params.temperature, gather

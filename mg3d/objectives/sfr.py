@@ -5,7 +5,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from mg3d.objectives.contrastive import EPS, full_precision
+from mg3d.objectives.contrastive import EPS, Gather, full_precision, one_rank
+from mg3d.objectives.mean import mean_over_ranks
 
 
 def sfr_loss(
@@ -13,10 +14,11 @@ def sfr_loss(
     target: Tensor,
     sentence_mask: Tensor,
     reduction: Literal["sum", "mean"] = "sum",
+    gather: Gather = one_rank,
 ) -> Tensor:
-    """(1/B) Σ_b Σ_s (1 − cos(r_bs, τ_bs)) over the valid sentences.
+    """(1/B) Σ_b Σ_s (1 − cos(r_bs, τ_bs)) over the valid sentences of the B reports of all ranks.
 
-    prediction, target [B, S, C]; sentence_mask [B, S]; no gradient reaches the target. The
+    prediction, target [b, S, C]; sentence_mask [b, S]; no gradient reaches the target. The
     reference sums over sentences, so the loss grows with their number; ``mean`` divides by it.
     """
     cosine = F.cosine_similarity(
@@ -25,4 +27,4 @@ def sfr_loss(
     per_report = ((1 - cosine) * sentence_mask).sum(dim=1)
     if reduction == "mean":
         per_report = per_report / sentence_mask.sum(dim=1).clamp(min=1)
-    return per_report.mean()
+    return mean_over_ranks(per_report.sum(), len(per_report), gather)

@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ ROOT = Path(__file__).parents[2]
 Tensors = dict[str, Tensor]
 
 
-def start(name: str, world_size: int, folder: Path, *arguments: str) -> list[subprocess.Popen]:
+def start(
+    name: str, world_size: int, folder: Path, *arguments: str, ranks: Sequence[str] = ()
+) -> list[subprocess.Popen]:
     """The running ranks."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -33,13 +35,13 @@ def start(name: str, world_size: int, folder: Path, *arguments: str) -> list[sub
     command = [sys.executable, __file__, name, str(world_size), str(folder)]
     return [
         subprocess.Popen(
-            [*command, str(rank), *arguments],
+            [*command, rank, *arguments],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(world_size)
+        for rank in ranks or map(str, range(world_size))
     ]
 
 
@@ -48,6 +50,14 @@ def run(name: str, world_size: int, folder: Path, *arguments: str) -> list[Tenso
     ranks = start(name, world_size, folder, *arguments)
     ends = [process.communicate(timeout=240) for process in ranks]
     assert all(process.returncode == 0 for process in ranks), "\n".join(end[1] for end in ends)
+    return [load_file(folder / f"rank{rank}.safetensors") for rank in range(world_size)]
+
+
+def run_forked(name: str, world_size: int, folder: Path, *arguments: str) -> list[Tensors]:
+    """:func:`run` for the real model, whose imports take most of the time: once for all ranks."""
+    (parent,) = start(name, world_size, folder, *arguments, ranks=["forked"])
+    _, errors = parent.communicate(timeout=240)
+    assert parent.returncode == 0, errors
     return [load_file(folder / f"rank{rank}.safetensors") for rank in range(world_size)]
 
 
@@ -255,6 +265,68 @@ def pretrains(rank: int, folder: Path, model: str, accumulate_steps: str = "1") 
     return {**means, **gradients, **widths}  # type: ignore[dict-item]
 
 
+#: What test_parity compares: name -> (dtype, samples of the global batch).
+PARITIES = {"even": ("float64", 8), "uneven": ("float64", 7), "float32": ("float32", 7)}
+
+
+def parities_of_four_and_two(rank: int, folder: Path, model: str) -> Tensors:
+    """:func:`parities` on all four ranks, then on the first two: ``4/...`` and ``2/...``."""
+    import torch.distributed as dist
+
+    found = {f"4/{key}": tensor for key, tensor in parities(rank, folder, model).items()}
+    dist.destroy_process_group()
+    together = rank < 2
+    meeting = f"file://{folder}/meet-{'two' if together else rank}"
+    place, size = (rank, 2) if together else (0, 1)
+    dist.init_process_group("gloo", init_method=meeting, rank=place, world_size=size)
+    if together:
+        found |= {f"2/{key}": tensor for key, tensor in parities(rank, folder, model).items()}
+    return found
+
+
+def parities(rank: int, folder: Path, model: str) -> Tensors:
+    """Losses and gradients of the whole model over shares of global batches, ``name/key``."""
+    import numpy as np
+    from tiny_prepared import tiny_model
+
+    from mg3d.models.mg3d import MG3D
+    from mg3d.params import Objective
+    from mg3d.training.distributed import gather, world_size
+    from mg3d.training.feed import corrupt
+    from mg3d.training.pretrain import PretrainStep
+
+    objective = Objective(
+        itc_weight=1.0, mim_block_voxels=16, ssm_similar_from=0.5, ssm_dissimilar_to=0.3
+    )
+    vision = {"embed_dim": 12, "num_heads": (1, 2, 4, 8)}
+    params = tiny_model(Path(model))
+    params = params.model_copy(update={"vision": params.vision.model_copy(update=vision)})
+    found = {}
+    for name, (dtype, num_samples) in PARITIES.items():
+        torch.manual_seed(0)
+        network = MG3D(params, objective).to(getattr(torch, dtype))
+        module: nn.Module = PretrainStep(network)
+        if world_size() > 1:
+            module = nn.parallel.DistributedDataParallel(module, forward_sync_buffers=False)
+        by_length = sorted(range(num_samples), key=lambda place: place % 3)
+        places = np.array_split(by_length, world_size())[rank].tolist()
+        batch = reports(places)
+        batch = replace(batch, volume=batch.volume.to(getattr(torch, dtype)))
+        keys = [(1, place) for place in places]
+        inputs = corrupt(batch, keys, 0, objective, 4, 20)  # type: ignore[arg-type]
+        losses = module(inputs)
+        losses["total"].backward()
+        for key, loss in losses.items():
+            found[f"{name}/loss/{key}"] = gather(loss.detach()[None]).mean()
+        for key, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None, key
+                found[f"{name}/{key}"] = parameter.grad
+        shape = (len(places), inputs.input_ids.shape[1], inputs.sentence_mask.shape[1])
+        found[f"{name}/shape"] = torch.tensor(shape)
+    return found
+
+
 def validates(rank: int, folder: Path) -> Tensors:
     """Rank 0 has three of the four studies of test_validation."""
     from test_validation import Known, _inputs
@@ -330,12 +402,34 @@ def watched(
     return {}
 
 
+def fork(world_size: int) -> str:
+    """Become the parent of all ranks, which ends with them, or return which rank this is.
+
+    Forking is safe as nothing was computed before: neither torch nor gloo has threads yet.
+    """
+    import transformers.models.bert.modeling_bert
+
+    import mg3d.models.mg3d
+    import mg3d.training.pretrain  # noqa: F401
+
+    children = []
+    for rank in range(world_size):
+        child = os.fork()
+        if child == 0:
+            return str(rank)
+        children.append(child)
+    ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    sys.exit(max(map(abs, ends)))
+
+
 def main() -> None:
-    """``python ranks.py NAME WORLD_SIZE FOLDER RANK [ARGUMENT ...]``."""
+    """``python ranks.py NAME WORLD_SIZE FOLDER RANK|forked [ARGUMENT ...]``."""
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     name, world_size, folder, rank = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+    if rank == "forked":
+        rank = fork(world_size)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=int(rank), world_size=world_size
     )
