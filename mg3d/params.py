@@ -200,6 +200,9 @@ class Objective(Section):
     mim_masked_fraction: Fraction = Field(0.5, gt=0, lt=1)
     mim_block_voxels: int = Field(16, ge=1)
     temperature: float = Field(0.1, gt=0)
+    contrastive_chunk: int | None = Field(
+        None, ge=1, description="samples a side of the tiles of CML, DFA, ITC and SSM; None: one"
+    )
     sfr_reduction: Literal["sum", "mean"] = "sum"
     ssm_target: Literal["contextual", "static"] = "static"
     ssm_similar_from: float = Field(0.9, gt=-1, le=1)

@@ -40,12 +40,11 @@ def objective(
         )
     if params.mim_weight:
         losses["mim"] = mim_loss(outputs.reconstruction, inputs.volume, inputs.voxel_mask, gather)
+    contrast = (params.temperature, gather, params.contrastive_chunk)
     if params.cml_weight:
-        losses["cml"] = cml_loss(
-            outputs.cml_fused, outputs.cml_unimodal, params.temperature, gather
-        )
+        losses["cml"] = cml_loss(outputs.cml_fused, outputs.cml_unimodal, *contrast)
     if params.dfa_weight:
-        losses["dfa"] = dfa_loss(outputs.dfa_image, outputs.dfa_text, params.temperature, gather)
+        losses["dfa"] = dfa_loss(outputs.dfa_image, outputs.dfa_text, *contrast)
     if params.ssm_weight:
         losses["ssm"] = ssm_loss(
             outputs.ssm_visual,
@@ -54,9 +53,10 @@ def objective(
             params.ssm_similar_from,
             params.ssm_dissimilar_to,
             gather,
+            params.contrastive_chunk,
         )
     if params.itc_weight:
-        losses["itc"] = itc_loss(outputs.itc_image, outputs.itc_text, params.temperature, gather)
+        losses["itc"] = itc_loss(outputs.itc_image, outputs.itc_text, *contrast)
     weighted = [getattr(params, f"{term}_weight") * loss for term, loss in losses.items()]
     losses["total"] = torch.stack(weighted).sum()
     return losses

@@ -4,6 +4,7 @@
 file, so no port is chosen. What a rank returns (a dict of tensors) comes back as a list.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -407,10 +408,8 @@ def fork(world_size: int) -> str:
 
     Forking is safe as nothing was computed before: neither torch nor gloo has threads yet.
     """
-    import transformers.models.bert.modeling_bert
-
-    import mg3d.models.mg3d
-    import mg3d.training.pretrain  # noqa: F401
+    for slow in ("mg3d.models.mg3d", "mg3d.training.pretrain", "transformers.models.bert"):
+        importlib.import_module(slow)
 
     children = []
     for rank in range(world_size):
