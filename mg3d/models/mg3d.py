@@ -68,6 +68,10 @@ class Outputs:
     """[B, E], both modalities after fusion"""
     cml_unimodal: Tensor | None = None
     """[B, E], both modalities before fusion"""
+    cml_fused_globals: Tensor | None = None
+    """[B, 2 E], what ``cml_fused`` is a head of: text half, image half"""
+    cml_unimodal_globals: Tensor | None = None
+    """[B, 2 E], the same of ``cml_unimodal``"""
     dfa_image: Tensor | None = None
     """[B, E]"""
     dfa_text: Tensor | None = None
@@ -202,12 +206,11 @@ class MG3D(nn.Module):
             fused_image_global = self.fused_image_pool(fused_image)
         if weights.cml_weight:
             fused_text_global = self.fused_text_pool(fused_text, mask)
-            outputs["cml_fused"] = self.cml_fused_head(
-                torch.cat([fused_text_global, fused_image_global], dim=-1)
-            )
-            outputs["cml_unimodal"] = self.cml_unimodal_head(
-                torch.cat([text_global, image_global], dim=-1)
-            )
+            fused = torch.cat([fused_text_global, fused_image_global], dim=-1)
+            unimodal = torch.cat([text_global, image_global], dim=-1)
+            outputs["cml_fused_globals"], outputs["cml_unimodal_globals"] = fused, unimodal
+            outputs["cml_fused"] = self.cml_fused_head(fused)
+            outputs["cml_unimodal"] = self.cml_unimodal_head(unimodal)
         if weights.dfa_weight or weights.ssm_weight:
             aggregated, informed = self.aggregation(sentences, mask, image_global)
         if weights.dfa_weight:

@@ -146,6 +146,8 @@ def test_shapes(tiny_model: Model, make_inputs: MakeInputs, shape: tuple[int, in
         "sfr_prediction": (3, 3, 8),
         "sfr_target": (3, 3, 8),
         "reconstruction": (3, 1, *shape),
+        "cml_fused_globals": (3, 64),
+        "cml_unimodal_globals": (3, 64),
         "ssm_visual": (3, 3, 128),
         "ssm_text": (3, 3, 32),
     }

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,17 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
+from tiny_prepared import tiny_model
 
-from mg3d.training.validation import evaluate, retrieval_scores
+from mg3d.models.mg3d import MG3D
+from mg3d.params import Objective
+from mg3d.training.feed import corrupt
+from mg3d.training.validation import (
+    evaluate,
+    geometry_scores,
+    retrieval_scores,
+    shortcut_scores,
+)
 
 
 def test_retrieval_both_ways_by_hand() -> None:
@@ -34,7 +44,9 @@ class Known(nn.Module):
     def __init__(self, **weights: float) -> None:
         super().__init__()
         self.width = 4
-        self.objective = SimpleNamespace(**{"mlm_weight": 1, "mim_weight": 1, **weights})
+        self.objective = SimpleNamespace(
+            **{"mlm_weight": 1, "mim_weight": 1, "itc_weight": 1, "cml_weight": 0, **weights}
+        )
         self.anything = nn.Parameter(torch.zeros(1))
 
     def forward(self, inputs: Any) -> SimpleNamespace:
@@ -43,6 +55,8 @@ class Known(nn.Module):
         return SimpleNamespace(
             mlm_logits=torch.tensor([math.log(5), 0.0, 0.0, 0.0]).repeat(len(labels), 1),
             reconstruction=torch.full_like(inputs.volume, 0.5),
+            cml_fused_globals=None,
+            cml_unimodal_globals=None,
             itc_image=own,
             itc_text=own.roll(1, dims=1) if self.objective.mlm_weight else own,
         )
@@ -69,6 +83,12 @@ def test_scores_are_means_over_words_and_voxels(batches: list[list[int]]) -> Non
     assert scores["mim"] == pytest.approx(0.125)
     np.testing.assert_allclose(similarity, np.roll(np.eye(4), -1, axis=1), atol=1e-6)
     assert scores["image_to_text_recall_at_1"] == 0
+    # images and texts are the four unit vectors, each image at a right angle to its text
+    assert scores["alignment"] == pytest.approx(2)
+    assert scores["modality_gap"] == pytest.approx(0, abs=1e-6)
+    assert scores["image_effective_rank"] == pytest.approx(3)
+    assert scores["text_uniformity"] == pytest.approx(-4)
+    assert scores["collapsed"] == 0
 
 
 def test_terms_without_weight_have_no_score() -> None:
@@ -77,6 +97,72 @@ def test_terms_without_weight_have_no_score() -> None:
     assert "mlm" not in scores
     assert scores["text_to_image_recall_at_1"] == 1
     np.testing.assert_allclose(similarity, np.eye(4), atol=1e-6)
+
+
+def test_a_text_shortcut_is_exposed_by_hand() -> None:
+    """Both sides tell reports apart by their text; the images are all alike."""
+    eye, alike = np.eye(4, dtype=np.float32), np.ones((4, 2), np.float32)
+    found = {
+        f"{side}{end}": x
+        for side in ("fused", "unimodal")
+        for end, x in (("", eye), ("_text_only", eye), ("_image_only", alike))
+    }
+    scores = shortcut_scores(found, temperature=0.5)
+    assert scores["cml_recall_at_1"] == scores["cml_text_only_recall_at_1"] == 1
+    assert scores["cml_image_only_recall_at_1"] == 0  # a tie is no find
+    assert scores["cml_text_only_loss"] == pytest.approx(math.log(1 + 3 * math.exp(-2)))
+    assert scores["cml_image_only_loss"] == pytest.approx(math.log(4))
+
+
+def test_collapse_is_flagged_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    spread, alike = rng.normal(size=(8, 5)), 100 + rng.normal(size=(8, 5))
+    healthy = geometry_scores({"image": spread, "text": spread})
+    assert healthy["collapsed"] == 0
+    assert not capsys.readouterr().err
+    scores = geometry_scores({"image": alike, "text": spread})
+    assert scores["collapsed"] == 1
+    assert scores["image_mean_cosine"] > 0.99
+    assert scores["text_mean_cosine"] == healthy["text_mean_cosine"]
+    said = capsys.readouterr().err
+    assert "image embeddings of 8 studies have collapsed" in said
+    assert "text" not in said
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text") / "encoder"
+    tiny_model(folder)
+    return folder
+
+
+@pytest.mark.parametrize("itc_weight", [0.0, 1.0])
+def test_the_real_model_that_does_not_look(
+    itc_weight: float, encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With pools that ignore the volume: CML from the image alone is chance, and it is flagged."""
+    objective = Objective(mlm_weight=0, sfr_weight=0, mim_weight=0, itc_weight=itc_weight)
+    torch.manual_seed(0)
+    model = MG3D(tiny_model(encoder), objective).eval()
+    batch = ranks.reports(list(range(6)))
+    volume = batch.volume.float()
+    keys = [(1, place) for place in range(6)]
+    inputs = corrupt(replace(batch, volume=volume), keys, 0, objective, 4, 20)  # type: ignore[arg-type]
+    seeing, similarity = evaluate(model, [inputs])
+    assert seeing["cml_image_only_loss"] != pytest.approx(math.log(6), abs=1e-4)
+    assert ("alignment" in seeing) == (similarity.shape == (6, 6)) == bool(itc_weight)
+    capsys.readouterr()
+
+    for pool in (model.image_pool, model.fused_image_pool):
+        nn.init.zeros_(pool.linear.weight)
+    blind, _ = evaluate(model, [inputs])
+    assert blind["cml_image_only_loss"] == pytest.approx(math.log(6), abs=1e-4)
+    assert blind["cml_text_only_loss"] != pytest.approx(math.log(6), abs=1e-4)
+    assert blind["collapsed"] == 1
+    assert blind["image_effective_rank"] == 0
+    assert "image_top5_variance_fraction" not in blind  # there is no variance
+    assert blind["text_effective_rank"] == pytest.approx(seeing["text_effective_rank"])
+    assert "image embeddings of 6 studies have collapsed" in capsys.readouterr().err
 
 
 def test_two_ranks_score_as_one(tmp_path: Path) -> None:
