@@ -39,8 +39,8 @@ def evaluate(model: "MG3D", batches: Iterable["Inputs"]) -> tuple[dict[str, floa
       [0, 0].
     - With CML: the loss and recall at 1 from the fused to the uni-modal side as it is trained
       (``cml_...``), and with one modality set to zero on both sides (``cml_image_only_...``,
-      ``cml_text_only_...``). Both sides hold the same report: if the text alone does as well as
-      both and the image alone does not, CML is solved without looking at the image.
+      ``cml_text_only_...``). Both sides hold the same pair: if one modality alone does as well as
+      both and the other does not, CML is solved without looking at the other.
     - Of the embeddings of each modality (dual encoder's, or else CML's uni-modal side with the
       other half zero): what `mg3d.metrics.embedding` measures, and ``collapsed``, 1 if those of any
       modality meet its rule, which is also said on stderr.
