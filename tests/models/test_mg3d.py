@@ -120,9 +120,17 @@ COLUMNS = (
 )
 
 
+def _with_encoder(model: Model, name: str) -> Model:
+    """The 3D U-Net half as wide: it works at full resolution."""
+    width = 2 if name == "unet3d" else model.vision.embed_dim
+    vision = model.vision.model_copy(update={"name": name, "embed_dim": width})
+    return model.model_copy(update={"vision": vision})
+
+
+@pytest.mark.parametrize("encoder", ["swin", "unet3d", "dynunet"])
 @pytest.mark.parametrize("term", TERMS)
-def test_gradient_map(tiny_model: Model, make_inputs: MakeInputs, term: str) -> None:
-    built, inputs = _build(tiny_model, *TERMS), make_inputs()
+def test_gradient_map(tiny_model: Model, make_inputs: MakeInputs, term: str, encoder: str) -> None:
+    built, inputs = _build(_with_encoder(tiny_model, encoder), *TERMS), make_inputs()
     _losses(built, inputs)[term].backward()
     reached = {
         name
@@ -133,6 +141,24 @@ def test_gradient_map(tiny_model: Model, make_inputs: MakeInputs, term: str) -> 
     found = tuple(any(name.startswith(column) for name in reached) for column in COLUMNS)
     assert found == expected
     assert all(p.grad is None for p in built.text_encoder.transformer.parameters())
+
+
+@pytest.mark.parametrize("encoder", ["unet3d", "dynunet"])
+def test_convolutional_encoders_train_every_parameter_and_keep_samples_apart(
+    tiny_model: Model, make_inputs: MakeInputs, encoder: str
+) -> None:
+    built = _build(_with_encoder(tiny_model, encoder), *TERMS, double=True)
+    inputs = _double(make_inputs())
+    _losses(built, inputs)["total"].backward()
+    for name, parameter in built.named_parameters():
+        if parameter.requires_grad and not name.endswith(CANCELLED):
+            assert parameter.grad is not None, f"{name} is dead"
+            assert parameter.grad.abs().max() > 0, f"{name} has a zero gradient"
+    together, alone = built(inputs), built(_rows(inputs, [1]))
+    for field in ("reconstruction", "cml_fused", "ssm_visual", "itc_image"):
+        torch.testing.assert_close(
+            getattr(alone, field), getattr(together, field)[1:2], atol=1e-9, rtol=0, msg=field
+        )
 
 
 @pytest.mark.parametrize("shape", [(64, 32, 32), (32, 64, 96)])
@@ -385,7 +411,10 @@ def test_half_precision_autocast_stays_finite(tiny_model: Model, make_inputs: Ma
         assert abs(losses[term] - exact[term]) < 0.1 * exact[term] + 0.1, term
 
 
-def test_four_pairs_can_be_learned_by_heart(tiny_model: Model, make_inputs: MakeInputs) -> None:
+@pytest.mark.parametrize("encoder", ["swin", "unet3d", "dynunet"])
+def test_four_pairs_can_be_learned_by_heart(
+    tiny_model: Model, make_inputs: MakeInputs, encoder: str
+) -> None:
     lengths = [[3, 4], [5, 2, 3], [4], [2, 2, 2, 2]]
     inputs = make_inputs(lengths)
     smooth = F.interpolate(
@@ -394,7 +423,7 @@ def test_four_pairs_can_be_learned_by_heart(tiny_model: Model, make_inputs: Make
     inputs = dataclasses.replace(
         inputs, volume=smooth, masked_volume=smooth.masked_fill(inputs.voxel_mask, 0)
     )
-    built = _build(tiny_model, *TERMS)
+    built = _build(_with_encoder(tiny_model, encoder), *TERMS)
     trained = [parameter for parameter in built.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=3e-3)
     first: dict[str, float] = {}
