@@ -78,23 +78,26 @@ def test_any_subset_of_terms_runs_and_trains_every_parameter_that_it_builds(
             assert parameter.grad.abs().max() > 0, f"{name} has a zero gradient"
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [
-        {"fusion_pool": "attention"},
-        {"fusion_pool": "linear"},
-        {"fusion": "gated_residual"},
-        {"fusion": "cross_attention"},
-    ],
-    ids=str,
-)
+VARIANTS: list[dict[str, str]] = [
+    {"fusion_pool": "attention"},
+    {"fusion_pool": "linear"},
+    {"fusion": "gated_residual"},
+    {"fusion": "cross_attention"},
+]
+
+
+def _with_fusion(model: Model, variant: dict[str, str], inputs: Inputs) -> Model:
+    tokens = math.prod(size // 32 for size in inputs.volume.shape[2:])
+    number = {"num_image_tokens": tokens if variant.get("fusion_pool") == "linear" else None}
+    return model.model_copy(update=variant | number)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_every_kind_of_fusion_trains_every_parameter(
     tiny_model: Model, make_inputs: MakeInputs, variant: dict[str, str]
 ) -> None:
     inputs = make_inputs()
-    tokens = math.prod(size // 32 for size in inputs.volume.shape[2:])
-    number = {"num_image_tokens": tokens if variant.get("fusion_pool") == "linear" else None}
-    built = _build(tiny_model.model_copy(update=variant | number), *TERMS)
+    built = _build(_with_fusion(tiny_model, variant, inputs), *TERMS)
     _losses(built, inputs)["total"].backward()
     for name, parameter in built.named_parameters():
         assert not parameter.requires_grad or parameter.grad is not None, f"{name} is dead"
@@ -141,6 +144,22 @@ def test_gradient_map(tiny_model: Model, make_inputs: MakeInputs, term: str, enc
     found = tuple(any(name.startswith(column) for name in reached) for column in COLUMNS)
     assert found == expected
     assert all(p.grad is None for p in built.text_encoder.transformer.parameters())
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_every_kind_of_fusion_has_the_gradient_map_and_ignores_padding(
+    tiny_model: Model, make_inputs: MakeInputs, variant: dict[str, str]
+) -> None:
+    plain = _double(make_inputs())
+    padded = _double(make_inputs(extra_tokens=9, extra_sentences=4))
+    built = _build(_with_fusion(tiny_model, variant, plain), *TERMS, double=True)
+    for term, expected in GRADIENT_MAP.items():
+        built.zero_grad(set_to_none=True)
+        _losses(built, plain)[term].backward()
+        reached = [n for n, p in built.named_parameters() if p.grad is not None and p.grad.any()]
+        found = tuple(any(name.startswith(column) for name in reached) for column in COLUMNS)
+        assert found == expected, term
+    _assert_same(built(plain), built(padded), plain.sentence_mask, 1e-9)
 
 
 @pytest.mark.parametrize("encoder", ["unet3d", "dynunet"])
