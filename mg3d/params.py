@@ -121,8 +121,12 @@ class BuildManifest(Section):
 
 
 class VisionEncoder(Section):
-    """The 3D Swin of spec/model 2.1 (B: embed_dim 48, L: 96)."""
+    """The 3D Swin of spec/model 2.1 (B: embed_dim 48, L: 96), or a CNN as wide (2.2).
 
+    Each ends with 16 · ``embed_dim`` channels. Depths, heads, window and merging are the Swin's.
+    """
+
+    name: Literal["swin", "unet3d", "dynunet"] = "swin"
     embed_dim: int = Field(48, ge=1)
     depths: tuple[int, int, int, int] = (2, 2, 2, 2)
     num_heads: tuple[int, int, int, int] = (3, 6, 12, 24)
@@ -133,6 +137,18 @@ class VisionEncoder(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "VisionEncoder":
+        if self.name != "swin" and self.merging == "legacy":
+            raise ValueError(
+                f"merging legacy belongs to published Swin weights and {self.name} has none: "
+                "use merging fixed, or name swin"
+            )
+        if self.name == "dynunet" and self.embed_dim % 2:
+            raise ValueError(
+                f"dynunet begins with embed_dim / 2 channels and embed_dim is {self.embed_dim}: "
+                "use an even one"
+            )
+        if self.name != "swin":
+            return self
         for level, heads in enumerate(self.num_heads):
             if (self.embed_dim * 2**level) % heads:
                 raise ValueError(

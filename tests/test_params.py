@@ -55,6 +55,15 @@ def assign(tree: dict[str, Any], key: str, value: object) -> None:
             r"model.vision: embed_dim 12 gives 96 channels at level 3, not divisible by num_heads",
         ),
         (
+            {"model.vision.name": "unet3d", "model.vision.merging": "legacy"},
+            r"model.vision: merging legacy .* unet3d has none: use merging fixed, or name swin",
+        ),
+        (
+            {"model.vision.name": "dynunet", "model.vision.embed_dim": 13},
+            r"model.vision: dynunet begins with embed_dim / 2 channels .* 13: use an even one",
+        ),
+        ({"model.vision.name": "resnet"}, r"model.vision.name: .*'dynunet' \(got 'resnet'"),
+        (
             {
                 f"objective.{term}_weight": 0.0
                 for term in ("mlm", "sfr", "mim", "cml", "dfa", "ssm", "itc")

@@ -12,12 +12,12 @@ from mg3d.params import Finetune, Model, VolumeContract
 from mg3d.training.checkpoint import load_encoder
 
 if TYPE_CHECKING:
-    from mg3d.models.vision import SwinEncoder
+    from mg3d.models.vision import VolumeEncoder
 
 
 def starting_encoder(
     checkpoint: Path, params: Finetune
-) -> tuple["SwinEncoder", VolumeContract, dict[str, Any]]:
+) -> tuple["VolumeEncoder", VolumeContract, dict[str, Any]]:
     """Encoder by mode (``scratch``: random), the contract it needs, and provenance for the result.
 
     Provenance: ``contract_digest`` and ``encoder_coverage`` (None from scratch).
@@ -29,12 +29,12 @@ def starting_encoder(
     return encoder, contract, {"contract_digest": contract.digest(), "encoder_coverage": used}
 
 
-def random_encoder(checkpoint: Path, seed: int) -> "SwinEncoder":
+def random_encoder(checkpoint: Path, seed: int) -> "VolumeEncoder":
     """The checkpoint's architecture with fresh weights: the null baseline of pre-training."""
-    from mg3d.models.vision import SwinEncoder
+    from mg3d.models.vision import vision_encoder
 
     with safe_open(checkpoint / paths.WEIGHTS, "pt") as file:
         model = Model.model_validate_json(file.metadata()["model"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return SwinEncoder(model.vision).eval()
+        return vision_encoder(model.vision).eval()

@@ -1,10 +1,10 @@
 """Kind: one foreground mask per volume, predicted window by window, scored in native space.
 
 A case is resampled to the task's spacing (the contract's by default) over its whole extent, crops
-train a UNETR decoder on the Swin's maps, a sliding window predicts, and the probability is brought
-back to the voxels of the image's own file before it becomes a mask. Nulls: ``empty_mask``, nothing
-anywhere; ``training_prior``, one mask for every patient: where training lesions are frequent, in
-coordinates relative to the volume, cut where training Dice is best.
+train a UNETR decoder on the encoder's maps, a sliding window predicts, and the probability is
+brought back to the voxels of the image's own file before it becomes a mask. Nulls: ``empty_mask``,
+nothing anywhere; ``training_prior``, one mask for every patient: where training lesions are
+frequent, in coordinates relative to the volume, cut where training Dice is best.
 """
 
 import math
@@ -41,14 +41,16 @@ MODEL, NULLS = "model", ("empty_mask", "training_prior")
 REFERENCE, CASES, SLICES = "reference", "cases.csv", "slices.npz"
 TOLERANCE_MM = 2.0
 UNIT_GRID = (32, 32, 32)
+UNETR_STRIDES = (2, 4, 8, 16, 32)
 NUM_OVERLAYS = 8
 
 
 class UNETR(nn.Module):
-    """UNETR decoder (Hatamizadeh et al. 2022) on the five maps of a Swin encoder.
+    """UNETR decoder (Hatamizadeh et al. 2022) on five maps at strides 2 to 32.
 
     MONAI's SwinUNETR, block for block, around an encoder that exists already; the norm is over
-    groups of channels, because a crop's deepest map may be a single voxel.
+    groups of channels, because a crop's deepest map may be a single voxel. Raises ValueError for an
+    encoder with other maps.
     """
 
     def __init__(self, encoder: Any, train_encoder: bool) -> None:
@@ -56,6 +58,11 @@ class UNETR(nn.Module):
         from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 
         super().__init__()
+        if encoder.strides != UNETR_STRIDES:
+            raise ValueError(
+                f"segmentation decodes maps at strides {UNETR_STRIDES}, and this encoder's are at "
+                f"{encoder.strides}: pre-train with model.vision.name swin or dynunet"
+            )
         self.encoder = encoder.requires_grad_(train_encoder)
         width = encoder.channels // 16
         norm = ("group", {"num_groups": math.gcd(width, 4)})

@@ -1,4 +1,4 @@
-"""MG-3D (spec/model 2 to 4): a Swin encoder, a frozen text encoder, and what couples them.
+"""MG-3D (spec/model 2 to 4): a vision encoder, a frozen text encoder, and what couples them.
 
 The model computes what the objectives compare; the losses themselves live in `mg3d.objectives`.
 Shapes: B batch, S sentences, L text tokens, N image tokens, E width (the text encoder's), V
@@ -22,7 +22,7 @@ from mg3d.models.fusion import (
     sentence_means,
 )
 from mg3d.models.text import FrozenTextEncoder
-from mg3d.models.vision import SwinEncoder
+from mg3d.models.vision import vision_encoder
 from mg3d.params import Model, Objective
 
 
@@ -101,7 +101,7 @@ class MG3D(nn.Module):
         cml, dfa, ssm = objective.cml_weight, objective.dfa_weight, objective.ssm_weight
         itc, num_layers = objective.itc_weight, model.num_fusion_layers
 
-        self.vision_encoder = SwinEncoder(model.vision)
+        self.vision_encoder = vision_encoder(model.vision)
         self.text_encoder = FrozenTextEncoder(model.text)
         self.width = width = self.text_encoder.hidden_size
         if width % 16:

@@ -31,7 +31,7 @@ from mg3d.training.distributed import is_main
 
 if TYPE_CHECKING:  # these import monai, which takes seconds
     from mg3d.models.mg3d import MG3D
-    from mg3d.models.vision import SwinEncoder
+    from mg3d.models.vision import VolumeEncoder
 
 CHECKSUMS = "SHA256SUMS"
 STATE_JSON = Path(paths.TRAINING_STATE).with_suffix(".json").name
@@ -240,15 +240,15 @@ def load_model(checkpoint: Path) -> LoadedModel:
     return LoadedModel(model.eval(), contract, model_params, objective_params, step)
 
 
-def load_encoder(checkpoint: Path) -> tuple["SwinEncoder", Coverage, VolumeContract]:
+def load_encoder(checkpoint: Path) -> tuple["VolumeEncoder", Coverage, VolumeContract]:
     """The vision encoder in eval mode, how much of it was found, and the contract it needs.
 
     Raises ValueError if under 95 % of its tensors are in the file under their name and shape.
     """
-    from mg3d.models.vision import SwinEncoder
+    from mg3d.models.vision import vision_encoder
 
     contract, model_params, _, _ = _header(checkpoint)
-    encoder = SwinEncoder(model_params.vision)
+    encoder = vision_encoder(model_params.vision)
     weights = {
         key.removeprefix(ENCODER_PREFIX): tensor
         for key, tensor in _weights(checkpoint).items()

@@ -1,7 +1,10 @@
+from typing import Literal
+
 import nibabel
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from mg3d.data.volumes import resample_to_contract
 from mg3d.finetuning.segmentation import (
@@ -90,13 +93,29 @@ def test_prior_is_the_mask_itself_when_all_patients_agree() -> None:
     assert not (nothing > 0.5).any()
 
 
-@pytest.mark.parametrize("train_encoder", [True, False])
-def test_unetr_shape_and_what_it_trains(train_encoder: bool) -> None:
-    from mg3d.models.vision import SwinEncoder
+def _encoder(name: Literal["swin", "unet3d", "dynunet"]) -> nn.Module:
+    from mg3d.models.vision import vision_encoder
 
-    encoder = SwinEncoder(
-        VisionEncoder(embed_dim=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_voxels=2)
+    return vision_encoder(
+        VisionEncoder(
+            name=name, embed_dim=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_voxels=2
+        )
     )
+
+
+def test_unetr_refuses_an_encoder_with_maps_at_other_strides() -> None:
+    with pytest.raises(
+        ValueError, match=r"\(1, 2, 4, 8, 32\): .*model.vision.name swin or dynunet"
+    ):
+        UNETR(_encoder("unet3d"), train_encoder=True)
+
+
+@pytest.mark.parametrize("name", ["swin", "dynunet"])
+@pytest.mark.parametrize("train_encoder", [True, False])
+def test_unetr_shape_and_what_it_trains(
+    train_encoder: bool, name: Literal["swin", "dynunet"]
+) -> None:
+    encoder = _encoder(name)
     module = DiceCrossEntropy(UNETR(encoder, train_encoder))
     volume = torch.rand(1, 1, 32, 64, 32)
     assert module.network(volume).shape == (1, 2, 32, 64, 32)

@@ -78,23 +78,26 @@ def test_any_subset_of_terms_runs_and_trains_every_parameter_that_it_builds(
             assert parameter.grad.abs().max() > 0, f"{name} has a zero gradient"
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [
-        {"fusion_pool": "attention"},
-        {"fusion_pool": "linear"},
-        {"fusion": "gated_residual"},
-        {"fusion": "cross_attention"},
-    ],
-    ids=str,
-)
+VARIANTS: list[dict[str, str]] = [
+    {"fusion_pool": "attention"},
+    {"fusion_pool": "linear"},
+    {"fusion": "gated_residual"},
+    {"fusion": "cross_attention"},
+]
+
+
+def _with_fusion(model: Model, variant: dict[str, str], inputs: Inputs) -> Model:
+    tokens = math.prod(size // 32 for size in inputs.volume.shape[2:])
+    number = {"num_image_tokens": tokens if variant.get("fusion_pool") == "linear" else None}
+    return model.model_copy(update=variant | number)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_every_kind_of_fusion_trains_every_parameter(
     tiny_model: Model, make_inputs: MakeInputs, variant: dict[str, str]
 ) -> None:
     inputs = make_inputs()
-    tokens = math.prod(size // 32 for size in inputs.volume.shape[2:])
-    number = {"num_image_tokens": tokens if variant.get("fusion_pool") == "linear" else None}
-    built = _build(tiny_model.model_copy(update=variant | number), *TERMS)
+    built = _build(_with_fusion(tiny_model, variant, inputs), *TERMS)
     _losses(built, inputs)["total"].backward()
     for name, parameter in built.named_parameters():
         assert not parameter.requires_grad or parameter.grad is not None, f"{name} is dead"
@@ -120,9 +123,17 @@ COLUMNS = (
 )
 
 
+def _with_encoder(model: Model, name: str) -> Model:
+    """The 3D U-Net half as wide: it works at full resolution."""
+    width = 2 if name == "unet3d" else model.vision.embed_dim
+    vision = model.vision.model_copy(update={"name": name, "embed_dim": width})
+    return model.model_copy(update={"vision": vision})
+
+
+@pytest.mark.parametrize("encoder", ["swin", "unet3d", "dynunet"])
 @pytest.mark.parametrize("term", TERMS)
-def test_gradient_map(tiny_model: Model, make_inputs: MakeInputs, term: str) -> None:
-    built, inputs = _build(tiny_model, *TERMS), make_inputs()
+def test_gradient_map(tiny_model: Model, make_inputs: MakeInputs, term: str, encoder: str) -> None:
+    built, inputs = _build(_with_encoder(tiny_model, encoder), *TERMS), make_inputs()
     _losses(built, inputs)[term].backward()
     reached = {
         name
@@ -133,6 +144,40 @@ def test_gradient_map(tiny_model: Model, make_inputs: MakeInputs, term: str) -> 
     found = tuple(any(name.startswith(column) for name in reached) for column in COLUMNS)
     assert found == expected
     assert all(p.grad is None for p in built.text_encoder.transformer.parameters())
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_every_kind_of_fusion_has_the_gradient_map_and_ignores_padding(
+    tiny_model: Model, make_inputs: MakeInputs, variant: dict[str, str]
+) -> None:
+    plain = _double(make_inputs())
+    padded = _double(make_inputs(extra_tokens=9, extra_sentences=4))
+    built = _build(_with_fusion(tiny_model, variant, plain), *TERMS, double=True)
+    for term, expected in GRADIENT_MAP.items():
+        built.zero_grad(set_to_none=True)
+        _losses(built, plain)[term].backward()
+        reached = [n for n, p in built.named_parameters() if p.grad is not None and p.grad.any()]
+        found = tuple(any(name.startswith(column) for name in reached) for column in COLUMNS)
+        assert found == expected, term
+    _assert_same(built(plain), built(padded), plain.sentence_mask, 1e-9)
+
+
+@pytest.mark.parametrize("encoder", ["unet3d", "dynunet"])
+def test_convolutional_encoders_train_every_parameter_and_keep_samples_apart(
+    tiny_model: Model, make_inputs: MakeInputs, encoder: str
+) -> None:
+    built = _build(_with_encoder(tiny_model, encoder), *TERMS, double=True)
+    inputs = _double(make_inputs())
+    _losses(built, inputs)["total"].backward()
+    for name, parameter in built.named_parameters():
+        if parameter.requires_grad and not name.endswith(CANCELLED):
+            assert parameter.grad is not None, f"{name} is dead"
+            assert parameter.grad.abs().max() > 0, f"{name} has a zero gradient"
+    together, alone = built(inputs), built(_rows(inputs, [1]))
+    for field in ("reconstruction", "cml_fused", "ssm_visual", "itc_image"):
+        torch.testing.assert_close(
+            getattr(alone, field), getattr(together, field)[1:2], atol=1e-9, rtol=0, msg=field
+        )
 
 
 @pytest.mark.parametrize("shape", [(64, 32, 32), (32, 64, 96)])
@@ -387,7 +432,10 @@ def test_half_precision_autocast_stays_finite(tiny_model: Model, make_inputs: Ma
         assert abs(losses[term] - exact[term]) < 0.1 * exact[term] + 0.1, term
 
 
-def test_four_pairs_can_be_learned_by_heart(tiny_model: Model, make_inputs: MakeInputs) -> None:
+@pytest.mark.parametrize("encoder", ["swin", "unet3d", "dynunet"])
+def test_four_pairs_can_be_learned_by_heart(
+    tiny_model: Model, make_inputs: MakeInputs, encoder: str
+) -> None:
     lengths = [[3, 4], [5, 2, 3], [4], [2, 2, 2, 2]]
     inputs = make_inputs(lengths)
     smooth = F.interpolate(
@@ -396,7 +444,7 @@ def test_four_pairs_can_be_learned_by_heart(tiny_model: Model, make_inputs: Make
     inputs = dataclasses.replace(
         inputs, volume=smooth, masked_volume=smooth.masked_fill(inputs.voxel_mask, 0)
     )
-    built = _build(tiny_model, *TERMS)
+    built = _build(_with_encoder(tiny_model, encoder), *TERMS)
     trained = [parameter for parameter in built.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=3e-3)
     first: dict[str, float] = {}

@@ -396,6 +396,49 @@ def test_load_encoder_gives_the_encoder_and_its_coverage(real: tuple[nn.Module, 
         assert torch.equal(encoder.features(volume), expected)
 
 
+@pytest.mark.parametrize("name", ["swin", "unet3d", "dynunet"])
+def test_each_kind_of_encoder_comes_back_from_a_checkpoint(name: str, tmp_path: Path) -> None:
+    """Whole, alone and exported; and is refused where the params name another kind."""
+    from mg3d.models.mg3d import MG3D
+
+    params = TINY.model_copy(update={"vision": TINY.vision.model_copy(update={"name": name})})
+    torch.manual_seed(0)
+    model = MG3D(params, MIM_ONLY).eval()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    folder = checkpoint.save(
+        tmp_path / "checkpoints",
+        step=1,
+        model=model,
+        optimizer=optimizer,
+        contract=CONTRACT,
+        model_params=params,
+        objective_params=MIM_ONLY,
+        fingerprint=Fingerprint({}),
+        rng=torch.zeros(1, 8, dtype=torch.uint8),
+        position={},
+        num_kept=2,
+    )
+    volume = torch.rand(1, 1, 64, 32, 32)
+    exported = checkpoint.export_encoder(folder, tmp_path / "exported")
+    whole = checkpoint.load_model(folder)
+    assert whole.model_params == params
+    encoders = [whole.model.vision_encoder]
+    encoders += [checkpoint.load_encoder(source)[0] for source in (folder, exported)]
+    with torch.no_grad():
+        expected = model.vision_encoder.features(volume)
+        for encoder in encoders:
+            assert type(encoder) is type(model.vision_encoder)
+            assert torch.equal(encoder.features(volume), expected)
+    other = "unet3d" if name == "swin" else "swin"
+    with safe_open(folder / paths.WEIGHTS, "pt") as file:
+        header = file.metadata()
+    renamed = params.model_copy(update={"vision": params.vision.model_copy(update={"name": other})})
+    weights = load_file(folder / paths.WEIGHTS)
+    save_file(weights, folder / paths.WEIGHTS, header | {"model": renamed.model_dump_json()})
+    with pytest.raises(ValueError, match=r"covers 0% of the vision encoder"):
+        checkpoint.load_encoder(folder)
+
+
 def test_an_encoder_that_is_not_there_is_refused(
     real: tuple[nn.Module, Path], tmp_path: Path
 ) -> None:
