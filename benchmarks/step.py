@@ -3,9 +3,10 @@
     python benchmarks/step.py --params params/swin_b.yaml --batch 1 --sentences 12
 
 The peer is the bare minimum in the same run: two passes of the vision encoder, forward and
-backward, the volume decoder, and one pass of the frozen text encoder over the masked report. Text
-weights are random, of RadBERT's size, so nothing is fetched. Prints Markdown rows: seconds
-(median), share of the step, ratio to the minimum, peak memory. Runs on CUDA if there is a device.
+backward, the volume decoder, and one pass of the frozen text encoder over the masked report; the
+sentences' means are given, as in training. Text weights are random, of RadBERT's size, so nothing
+is fetched. Prints Markdown rows: seconds (median), share of the step, ratio to the minimum, peak
+memory. Runs on CUDA if there is a device.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from mg3d.objectives.mlm import mask_words
 from mg3d.objectives.objective import objective
 from mg3d.params import Params, load_params
 
+HIDDEN_SIZE = 768  # of the text encoder
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -63,6 +65,7 @@ def inputs(params: Params, batch: int, sentences: int, tokens: int) -> Inputs:
         attention_mask=torch.ones_like(ids),
         sentence_index=sentence,
         sentence_mask=torch.ones(batch, sentences, dtype=torch.bool),
+        sentence_means=torch.randn(batch, sentences, HIDDEN_SIZE, generator=generator),
     )
 
 

@@ -1,5 +1,6 @@
 """`dvc repro`: the only door to prepared/. One dvc at a time; parallelism lives in the stages."""
 
+from operator import attrgetter
 from pathlib import Path
 
 from prefect import flow
@@ -14,6 +15,8 @@ SECTIONS_OF_STAGES = (
     "convert_dicom",
     "clean_reports",
     "segment_sentences",
+    "embed_sentences",
+    "model.text",
     "pack_volumes",
     "build_manifest",
 )
@@ -21,14 +24,15 @@ SECTIONS_OF_STAGES = (
 
 @flow
 def prepare(params: Path = paths.PARAMS) -> None:
-    """Bring prepared/ up to date: DICOM and reports to packed volumes, sentences and splits.
+    """Bring prepared/ up to date: DICOM and reports to packed volumes, sentences, means and splits.
 
     Args:
         params: A complete params file; its data sections must be those of params.yaml.
     """
     asked, read_by_dvc = load_params(params), load_params()
     for section in SECTIONS_OF_STAGES:
-        if getattr(asked, section) != getattr(read_by_dvc, section):
+        value = attrgetter(section)
+        if value(asked) != value(read_by_dvc):
             raise ValueError(
                 f"{section} of {params} differs from {paths.PARAMS}, which the DVC stages read: "
                 f"copy {params} to {paths.PARAMS}"

@@ -70,6 +70,19 @@ def segment_sentences(
     _print_summary(run(source, out, load_params(params).segment_sentences).summary())
 
 
+@app.command("embed_sentences")
+def embed_sentences(
+    source: Source = paths.PREPARED,
+    out: Out = paths.stage_folder("embed_sentences"),
+    params: ParamsFile = paths.PARAMS,
+) -> None:
+    """Sentences -> their means under the frozen text encoder."""
+    from mg3d.data.embeddings import embed_sentences as run
+
+    tree = load_params(params)
+    _print_summary(run(source, out, tree.embed_sentences, tree.model.text).summary())
+
+
 @app.command("pack_volumes")
 def pack_volumes(
     source: Source = paths.stage_folder("convert_dicom"),

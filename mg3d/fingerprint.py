@@ -17,11 +17,15 @@ from mg3d import paths
 from mg3d.params import Model, Objective, Pretrain, VolumeContract
 
 PACKAGE = Path(__file__).parent
-PRETRAIN_CODE = ("data/pairs.py", "data/volumes.py", "models", "objectives", "training")
+PRETRAIN_CODE = (
+    *("data/pairs.py", "data/tokens.py", "data/volumes.py", "data/embeddings.py"),
+    *("models", "objectives", "training"),
+)
 PRETRAIN_DATA = (
     Path("build_manifest") / paths.MANIFEST,
     Path("build_manifest") / paths.SPLITS,
     Path("segment_sentences") / paths.SENTENCE_TABLE,
+    Path("embed_sentences") / paths.SENTENCE_MEANS_TABLE,  # with the digests of the means
 )
 #: How work is laid out: it changes rounding, not what is computed, so a run may go on otherwise.
 PRETRAIN_LAYOUT = {"num_ranks", "num_threads_per_rank", "accumulate_steps"}

@@ -45,6 +45,7 @@ class Reason(StrEnum):
     NO_KEY = "no_key"
     DUPLICATE_REPORT_KEY = "duplicate_report_key"
     NO_SENTENCES = "no_sentences"
+    NO_TOKENS = "no_tokens"
     STUDY_WITHOUT_REPORT = "study_without_report"
     REPORT_WITHOUT_STUDY = "report_without_study"
     ORPHAN_MASK = "orphan_mask"

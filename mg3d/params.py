@@ -100,6 +100,16 @@ class SegmentSentences(Section):
     max_sentences: int = Field(64, ge=1)
 
 
+class EmbedSentences(Section):
+    """Sentences -> means of the frozen text encoder's features, once, in float32.
+
+    Reports are encoded one by one on ``num_workers`` processes of a thread each, or on a GPU.
+    """
+
+    num_workers: int = Field(1, ge=1, description="of device cpu")
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
 class PackVolumes(Section):
     """NIfTI -> the volume contract as memory-mappable int16 arrays."""
 
@@ -378,6 +388,7 @@ class Params(Section):
     convert_dicom: ConvertDicom
     clean_reports: CleanReports
     segment_sentences: SegmentSentences
+    embed_sentences: EmbedSentences
     pack_volumes: PackVolumes
     build_manifest: BuildManifest
     model: Model

@@ -26,6 +26,8 @@ NIFTI = "nifti"
 VOLUMES = "volumes"
 REPORT_TABLE = "reports.parquet"
 SENTENCE_TABLE = "sentences.parquet"
+SENTENCE_MEANS = "means.npy"
+SENTENCE_MEANS_TABLE = "means.parquet"
 SPLITS = "splits.json"
 
 # runs/: a run's folder, never in git

@@ -1,11 +1,6 @@
-"""Pairs of volume and sentences for training, and their collation into a batch.
-
-The tokenizer is passed in. A report is tokenised once, as its sentences joined by one space; tokens
-find their sentence and word by character offsets, so nothing drifts (spec/model 1.2).
-"""
+"""Pairs of volume and sentences for training, and their collation into a batch."""
 
 import json
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mg3d import paths
+from mg3d.data.embeddings import SentenceMeans
 from mg3d.data.manifest import COLUMNS, SPLITS, read_table, split_hash
+from mg3d.data.tokens import tokenize_report
 from mg3d.data.volumes import apply_window
 from mg3d.params import VolumeContract
 
@@ -29,16 +26,24 @@ class Pair:
     study_id: str
     volume: Tensor
     sentences: list[str]
+    sentence_means: Tensor | None = None
+    """[S, E] float32 of the sentences that have tokens; None: the text encoder runs in training"""
 
 
 class Pairs(Dataset[Pair]):
-    """Pairs of one split under ``prepared``, ordered by study id.
+    """Pairs of one split under ``prepared``, ordered by study id; with ``means``, of sentences too.
 
     Raises ValueError if the volumes were packed under another contract, if the manifest and the
-    recorded splits disagree, or if the split is empty.
+    recorded splits disagree, if the split is empty, or if ``means`` are of other sentences.
     """
 
-    def __init__(self, prepared: Path, split: str, contract: VolumeContract) -> None:
+    def __init__(
+        self,
+        prepared: Path,
+        split: str,
+        contract: VolumeContract,
+        means: SentenceMeans | None = None,
+    ) -> None:
         if split not in SPLITS:
             raise ValueError(f"no split {split!r}: one of {SPLITS}")
         folder = paths.stage_folder("build_manifest", prepared)
@@ -63,7 +68,11 @@ class Pairs(Dataset[Pair]):
         self.study_ids: list[str] = rows["study_id"].tolist()
         self.patient_ids: list[str] = rows["patient_id"].tolist()
         self._volumes = [prepared / volume for volume in rows["volume"]]
-        self._sentences: list[list[str]] = [texts[report] for report in rows["report_id"]]
+        self._report_ids: list[str] = rows["report_id"].tolist()
+        self._sentences: list[list[str]] = [texts[report] for report in self._report_ids]
+        self._means = means
+        if means is not None:
+            means.require(dict(zip(self._report_ids, self._sentences, strict=True)))
 
     def __len__(self) -> int:
         return len(self.study_ids)
@@ -76,7 +85,10 @@ class Pairs(Dataset[Pair]):
                 f"int16 {self.contract.shape_voxels}: run `dvc repro --force pack_volumes`"
             )
         volume = torch.from_numpy(apply_window(hu, self.contract.window_hu))
-        return Pair(self.study_ids[index], volume[None], self._sentences[index])
+        means = None
+        if self._means is not None:
+            means = torch.from_numpy(self._means.of(self._report_ids[index]))
+        return Pair(self.study_ids[index], volume[None], self._sentences[index], means)
 
 
 def _check_splits(path: Path, manifest: Any) -> None:
@@ -94,41 +106,6 @@ def _check_splits(path: Path, manifest: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """A tokenised report; the three lists are of equal length, at most ``max_tokens``."""
-
-    input_ids: list[int]
-    sentence_index: list[int]  # -1 for specials, else 0-based sentence
-    word_index: list[int]  # -1 for specials, else 0-based whole word
-    num_truncated: int  # tokens beyond max_tokens
-
-
-def tokenize_report(sentences: Sequence[str], tokenizer: Any, max_tokens: int) -> Tokens:
-    """Tokenise sentences as one text: [CLS] words [SEP]; truncation keeps the [SEP].
-
-    ``tokenizer`` is a fast BERT-like tokenizer (offsets and word ids).
-    """
-    encoded = tokenizer(
-        " ".join(sentences),
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        truncation=False,
-        padding=False,
-        verbose=False,
-    )
-    starts = np.cumsum([0, *(len(sentence) + 1 for sentence in sentences)])[:-1].tolist()
-    kept = max_tokens - 2
-    sentence_index = [bisect_right(starts, start) - 1 for start, _ in encoded["offset_mapping"]]
-    num_tokens = len(encoded["input_ids"])
-    return Tokens(
-        [tokenizer.cls_token_id, *encoded["input_ids"][:kept], tokenizer.sep_token_id],
-        [-1, *sentence_index[:kept], -1],
-        [-1, *encoded.word_ids()[:kept], -1],
-        max(0, num_tokens - kept),
-    )
-
-
-@dataclass(frozen=True)
 class Batch:
     """B pairs padded to L tokens and S sentences."""
 
@@ -139,6 +116,7 @@ class Batch:
     sentence_index: Tensor  # [B, L] long: -1 for CLS, SEP, PAD, else 0-based sentence
     word_index: Tensor  # [B, L] long: -1 for CLS, SEP, PAD, else 0-based whole word
     sentence_mask: Tensor  # [B, S] bool: the sentence has a token in input_ids
+    sentence_means: Tensor | None = None  # [B, S, E] float32, 0 where not sentence_mask
     num_truncated: int = 0  # tokens cut off, over the batch
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -165,8 +143,7 @@ class Collate:
         ]
         input_ids = _pad([report.input_ids for report in reports], self.tokenizer.pad_token_id)
         sentence_index = _pad([report.sentence_index for report in reports], -1)
-        num_sentences = max(1, int(sentence_index.max()) + 1)
-        sentences = torch.arange(num_sentences)
+        sentences = torch.arange(max(1, int(sentence_index.max()) + 1))
         return Batch(
             study_ids=[pair.study_id for pair in pairs],
             volume=torch.stack([pair.volume for pair in pairs]),
@@ -175,6 +152,7 @@ class Collate:
             sentence_index=sentence_index,
             word_index=_pad([report.word_index for report in reports], -1),
             sentence_mask=(sentence_index[:, :, None] == sentences).any(dim=1),
+            sentence_means=_pad_means(pairs, len(sentences)),
             num_truncated=sum(report.num_truncated for report in reports),
         )
 
@@ -183,3 +161,14 @@ def _pad(rows: Sequence[list[int]], value: int) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=value
     )
+
+
+def _pad_means(pairs: Sequence[Pair], num_sentences: int) -> Tensor | None:
+    """[B, S, E], or None unless all pairs have sentence means."""
+    means = [pair.sentence_means for pair in pairs if pair.sentence_means is not None]
+    if len(means) < len(pairs):
+        return None
+    padded = means[0].new_zeros(len(pairs), num_sentences, means[0].shape[1])
+    for row, of_pair in zip(padded, means, strict=True):
+        row[: len(of_pair)] = of_pair
+    return padded

@@ -26,22 +26,6 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return torch.einsum("bs,bs...->b...", weights, values)
 
 
-def sentence_means(
-    tokens: Tensor, sentence_index: Tensor, sentence_mask: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Mean of each sentence's tokens (spec/model 3, "sentence gather").
-
-    [B, L, E], [B, L] long (-1: of no sentence), [B, S] -> means [B, S, E], mask [B, S]. A sentence
-    without tokens (truncated away) is zero and masked out.
-    """
-    numbers = torch.arange(sentence_mask.shape[1], device=sentence_index.device)
-    belongs = sentence_index[:, None, :] == numbers[:, None]  # [B, S, L]
-    mask = sentence_mask & belongs.any(dim=-1)
-    weights = (belongs & mask[:, :, None]).to(tokens.dtype)
-    weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1)
-    return torch.bmm(weights, tokens), mask
-
-
 class SentencePool(nn.Module):
     """Sentences -> one vector by attention of their mean (spec/model 3, CLIP-style)."""
 

@@ -19,9 +19,8 @@ from mg3d.models.fusion import (
     ImagePool,
     Pool,
     SentencePool,
-    sentence_means,
 )
-from mg3d.models.text import FrozenTextEncoder
+from mg3d.models.text import FrozenTextEncoder, sentence_means
 from mg3d.models.vision import vision_encoder
 from mg3d.params import Model, Objective
 
@@ -48,6 +47,8 @@ class Inputs:
     """[B, L] long, 0-based sentence of each token, -1 for [CLS], [SEP], [PAD]"""
     sentence_mask: Tensor
     """[B, S] bool, True = the report has this sentence"""
+    sentence_means: Tensor | None = None
+    """[B, S, E] of the whole report, as `embed_sentences` wrote them; None: encoded in the pass"""
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,9 @@ class Outputs:
 class MG3D(nn.Module):
     """The joint model. It has exactly the parameters that the terms with a weight train.
 
-    A forward pass encodes each volume at most twice (whole, masked) and each report at most twice
-    (masked, whole). Without ``mlm_weight`` nothing could train the projection of the text, so the
-    sentences then enter as the text encoder gives them.
+    A forward pass encodes each volume at most twice (whole, masked) and each report at most once
+    (masked), or twice if its sentence means are not given. Without ``mlm_weight`` nothing could
+    train the projection of the text, so the sentences then enter as the text encoder gives them.
     """
 
     def __init__(self, model: Model, objective: Objective) -> None:
@@ -172,8 +173,9 @@ class MG3D(nn.Module):
             or weights.ssm_weight or weights.itc_weight
         ):  # fmt: skip
             means, mask = self._sentences(
-                inputs.input_ids, inputs.attention_mask, inputs.sentence_index, inputs.sentence_mask
-            )
+                inputs.input_ids, inputs.attention_mask, inputs.sentence_index,
+                inputs.sentence_mask, inputs.sentence_means,
+            )  # fmt: skip
             outputs["sentence_mask"] = mask
             sentences = self._project_sentences(means)
         if (
@@ -260,8 +262,11 @@ class MG3D(nn.Module):
         attention_mask: Tensor,
         sentence_index: Tensor,
         sentence_mask: Tensor,
+        cached: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Contextual sentence means of the frozen encoder [B, S, E], and which exist [B, S]."""
+        if cached is not None:
+            return cached, sentence_mask
         contextual = self.text_encoder(input_ids, attention_mask)
         return sentence_means(contextual, sentence_index, sentence_mask)
 

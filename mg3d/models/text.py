@@ -144,6 +144,22 @@ class FrozenTextEncoder(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+def sentence_means(
+    tokens: Tensor, sentence_index: Tensor, sentence_mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean of each sentence's tokens (spec/model 3, "sentence gather").
+
+    [B, L, E], [B, L] long (-1: of no sentence), [B, S] -> means [B, S, E], mask [B, S]. A sentence
+    without tokens (truncated away) is zero and masked out.
+    """
+    numbers = torch.arange(sentence_mask.shape[1], device=sentence_index.device)
+    belongs = sentence_index[:, None, :] == numbers[:, None]  # [B, S, L]
+    mask = sentence_mask & belongs.any(dim=-1)
+    weights = (belongs & mask[:, :, None]).to(tokens.dtype)
+    weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1)
+    return torch.bmm(weights, tokens), mask
+
+
 def _digest(transformer: nn.Module) -> Tensor:
     """sha256 over names, dtypes, shapes and bytes of all parameters, uint8 [32]."""
     digest = hashlib.sha256()

@@ -24,9 +24,9 @@ Rows = TypeVar("Rows")
 def in_parts(model: Callable[[Rows], Any], inputs: Rows, num_parts: int) -> Any:
     """``model(inputs)``, computed in ``num_parts`` parts along axis 0.
 
-    Inputs and outputs are dataclasses of tensors [B, ...] (outputs may be None). Parts share the
-    batch's padding, so the outputs of all have equal shapes. Raises ValueError for more parts than
-    samples.
+    Inputs and outputs are dataclasses of tensors [B, ...], or None where that is the default. Parts
+    share the batch's padding, so the outputs of all have equal shapes. Raises ValueError for more
+    parts than samples.
     """
     if num_parts == 1:
         return model(inputs)
@@ -36,8 +36,9 @@ def in_parts(model: Callable[[Rows], Any], inputs: Rows, num_parts: int) -> Any:
 
 
 def split(rows: Rows, num_parts: int) -> list[Rows]:
-    """Parts of nearly equal size, in order."""
+    """Parts of nearly equal size, in order; what is None stays None."""
     columns = {field.name: getattr(rows, field.name) for field in fields(rows)}  # type: ignore[arg-type]
+    columns = {name: tensor for name, tensor in columns.items() if tensor is not None}
     size = len(next(iter(columns.values())))
     if num_parts > size:
         raise ValueError(

@@ -1,7 +1,7 @@
 """From studies to the batches of one rank, masked at the moment of use."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,8 +67,9 @@ class Feed:
         inputs = corrupt(
             batch, keys, self.params.seed, self.objective, self.mask_token_id, self.vocab_size
         )
-        moved = {f.name: getattr(inputs, f.name).to(self.device) for f in fields(inputs)}
-        return type(inputs)(**moved)
+        columns = {f.name: getattr(inputs, f.name) for f in fields(inputs)}
+        given = {name: column for name, column in columns.items() if column is not None}
+        return replace(inputs, **{name: column.to(self.device) for name, column in given.items()})
 
 
 def corrupt(
@@ -117,4 +118,5 @@ def corrupt(
         attention_mask=batch.attention_mask,
         sentence_index=batch.sentence_index,
         sentence_mask=batch.sentence_mask,
+        sentence_means=batch.sentence_means,
     )

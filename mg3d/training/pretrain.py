@@ -84,14 +84,19 @@ def pretrain(
         if is_main():
             _write_json(out / paths.FINGERPRINT, fingerprint.parts)
 
+        from mg3d.data.embeddings import SentenceMeans
         from mg3d.data.pairs import Collate, Pairs
         from mg3d.models.mg3d import MG3D
         from mg3d.models.text import load_tokenizer
 
+        torch.manual_seed(params.seed)
+        network = MG3D(model, objective).to(device)
+        tokenizer = load_tokenizer(model.text.name_or_folder)
+        means = SentenceMeans(prepared, network.text_encoder, tokenizer, model.text.max_tokens)
         whole = account(_volumes(prepared), out, device)
         training, validation = (
             Subset(pairs, [i for i, study_id in enumerate(pairs.study_ids) if study_id in whole])
-            for pairs in (Pairs(prepared, split, contract) for split in SPLITS)
+            for pairs in (Pairs(prepared, split, contract, means) for split in SPLITS)
         )
         samples = hashlib.sha256("".join(sorted(whole)).encode()).hexdigest()
         changes = state.fingerprint.changes(fingerprint) if state else []
@@ -108,8 +113,6 @@ def pretrain(
             with (out / FORCED).open("a") as file:
                 file.write(json.dumps({"step": start_step, "changes": changes}) + "\n")
 
-        torch.manual_seed(params.seed)
-        network = MG3D(model, objective).to(device)
         optimizer = torch.optim.AdamW(
             parameter_groups(
                 network,
@@ -126,7 +129,6 @@ def pretrain(
             optimizer, params.num_steps, params.warmup_fraction, start_step
         )
 
-        tokenizer = load_tokenizer(model.text.name_or_folder)
         feed = Feed(
             Collate(tokenizer, model.text.max_tokens),
             objective,

@@ -12,8 +12,8 @@ from mg3d.models.fusion import (
     ImagePool,
     SentencePool,
     masked_mean,
-    sentence_means,
 )
+from mg3d.models.text import sentence_means
 
 WIDTH = 16
 MASK = torch.tensor([[1, 1, 0, 1, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)

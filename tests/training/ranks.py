@@ -207,6 +207,7 @@ class Reports:
     sentence_index: Tensor
     word_index: Tensor
     sentence_mask: Tensor
+    sentence_means: Tensor | None = None
 
 
 def reports(places: list[int]) -> Reports:

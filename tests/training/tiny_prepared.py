@@ -1,6 +1,7 @@
 """A small ``prepared/`` as the DVC stages write it: volumes and sentences, without the DICOM."""
 
 import hashlib
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,11 @@ import pandas as pd
 import torch
 
 from mg3d import paths
+from mg3d.data.embeddings import embed_sentences
 from mg3d.data.manifest import build_manifest
 from mg3d.params import (
     BuildManifest,
+    EmbedSentences,
     Model,
     Objective,
     Pretrain,
@@ -119,3 +122,7 @@ def write_prepared(prepared: Path, num_studies: int = 14) -> None:
         paths.stage_folder("build_manifest", prepared),
         BuildManifest(validation_fraction=0.2, test_fraction=0.1),
     )
+    with tempfile.TemporaryDirectory() as folder:  # the weights are those of any other such folder
+        text = tiny_model(Path(folder) / "encoder").text
+        means = paths.stage_folder("embed_sentences", prepared)
+        embed_sentences(prepared, means, EmbedSentences(), text)
