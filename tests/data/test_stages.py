@@ -1,4 +1,4 @@
-"""The five stages in a row on an export with every bad input: nothing lost, nothing crashes."""
+"""The six stages in a row on an export with every bad input: nothing lost, nothing crashes."""
 
 import csv
 import json
@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from mg3d.data.dicom import convert_dicom
+from mg3d.data.embeddings import embed_sentences
 from mg3d.data.manifest import build_manifest
 from mg3d.data.pairs import Pairs
 from mg3d.data.reports import clean_reports
@@ -23,10 +24,14 @@ from mg3d.params import (
     BuildManifest,
     CleanReports,
     ConvertDicom,
+    EmbedSentences,
     PackVolumes,
     SegmentSentences,
     VolumeContract,
 )
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from tiny_prepared import tiny_model
 
 CONTRACT = VolumeContract(spacing_mm=(2.0, 2.0, 2.0), shape_voxels=(32, 32, 32))
 
@@ -41,6 +46,12 @@ def run_stages(data: Path, prepared: Path) -> dict[str, Ledger]:
         ),
         "segment_sentences": segment_sentences(
             prepared / "clean_reports", prepared / "segment_sentences", SegmentSentences()
+        ),
+        "embed_sentences": embed_sentences(
+            prepared,
+            prepared / "embed_sentences",
+            EmbedSentences(),
+            tiny_model(data.parent / "encoder").text,
         ),
         "pack_volumes": pack_volumes(
             prepared / "convert_dicom",
@@ -97,6 +108,7 @@ def test_inputs_are_used_or_quarantined_in_every_stage(export: Path, tmp_path: P
         "convert_dicom": {"missing_slice": 1, "mixed_patients": 1, "not_dicom": 1, "truncated": 1},
         "clean_reports": {"empty_report": 1},
         "segment_sentences": {},
+        "embed_sentences": {},
         "pack_volumes": {"constant": 1},
         # reports of 2, 3, 4 and 6 lost their studies, 8 never had one; studies 5 and 7
         "build_manifest": {"report_without_study": 5, "study_without_report": 2},
@@ -137,7 +149,7 @@ def test_a_second_run_writes_the_same_bytes(export: Path, tmp_path: Path) -> Non
 
 
 def test_the_stages_import_neither_torch_nor_monai() -> None:
-    modules = ("dicom", "reports", "sentences", "volumes", "manifest")
+    modules = ("dicom", "reports", "sentences", "embeddings", "volumes", "manifest")
     code = "import sys\n" + "".join(f"import mg3d.data.{name}\n" for name in modules)
     code += "print([name for name in ('torch', 'monai', 'transformers') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
