@@ -38,8 +38,8 @@ def _double(inputs: Inputs) -> Inputs:
 
 
 def _rows(inputs: Inputs, rows: list[int]) -> Inputs:
-    tensors = {f.name: getattr(inputs, f.name)[rows] for f in dataclasses.fields(inputs)}
-    return Inputs(**tensors)
+    given = {name: tensor for name, tensor in vars(inputs).items() if tensor is not None}
+    return Inputs(**{name: tensor[rows] for name, tensor in given.items()})
 
 
 def _losses(built: MG3D, inputs: Inputs) -> dict[str, torch.Tensor]:
