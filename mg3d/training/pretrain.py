@@ -26,7 +26,7 @@ from mg3d.training import checkpoint as checkpoints
 from mg3d.training import distributed
 from mg3d.training.account import account
 from mg3d.training.accumulate import in_parts
-from mg3d.training.distributed import gather, is_main, rank, world_size
+from mg3d.training.distributed import gather, gather_own_gradient, is_main, rank, world_size
 from mg3d.training.feed import Feed
 from mg3d.training.loop import OnMetrics, Stopped, fit
 from mg3d.training.order import random_state, set_random_state
@@ -85,7 +85,7 @@ def pretrain(
             _write_json(out / paths.FINGERPRINT, fingerprint.parts)
 
         from mg3d.data.pairs import Collate, Pairs
-        from mg3d.models.mg3d import MG3D
+        from mg3d.models.build import build
         from mg3d.models.text import load_tokenizer
 
         whole = account(_volumes(prepared), out, device)
@@ -109,7 +109,7 @@ def pretrain(
                 file.write(json.dumps({"step": start_step, "changes": changes}) + "\n")
 
         torch.manual_seed(params.seed)
-        network = MG3D(model, objective).to(device)
+        network = build(model, objective).to(device)
         optimizer = torch.optim.AdamW(
             parameter_groups(
                 network,
@@ -235,7 +235,7 @@ class PretrainStep(nn.Module):
         from mg3d.objectives.objective import objective
 
         outputs = in_parts(self.model, inputs, self.accumulate_steps)
-        return objective(outputs, inputs, self.model.objective, self.gather)
+        return objective(outputs, inputs, self.model.objective, self.gather, gather_own_gradient)
 
 
 @contextmanager
