@@ -224,7 +224,7 @@ class Objective(Section):
     ssm_similar_from: float = Field(0.9, gt=-1, le=1)
     ssm_dissimilar_to: float = Field(0.6, ge=-1, lt=1)
     as_published: bool = Field(
-        False, description="the published code's errors too: the second table of docs/method.md"
+        False, description="the published code's errors too, as docs/method.md lists them"
     )
 
     @model_validator(mode="after")

@@ -107,9 +107,9 @@ class MG3DAsPublished(MG3D):
     def _ssm_targets(self, inputs: Inputs, means: Tensor) -> Tensor:
         """Means of the embedding layer over [CLS], the clause and [SEP] (spec/model 4.7).
 
-        The clause stands alone, at positions 0 to n + 1. What all clauses share, the two specials
-        and the positions, makes any two of them similar, short ones most. Words that were cut off
-        at ``max_tokens`` are not there.
+        The clause stands alone, at positions 0 to n + 1, and has no gradient. Its position in the
+        clause changes what a word says, and dropout makes a clause unequal to itself. Words that
+        were cut off at ``max_tokens`` are not there.
         """
         index, present = inputs.sentence_index, inputs.sentence_mask
         numbers = torch.arange(present.shape[1], device=index.device).expand_as(present)
