@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mg3d.models.build import build
 from mg3d.models.decoders import VolumeDecoder
-from mg3d.models.mg3d import MG3D, Inputs
+from mg3d.models.mg3d import Inputs
 from mg3d.objectives.mim import mask_blocks
 from mg3d.objectives.mlm import mask_words
 from mg3d.objectives.objective import objective
@@ -113,7 +114,7 @@ def main() -> None:
         text = params.model.text.model_copy(
             update={"name_or_folder": str(random_text_encoder(Path(folder)))}
         )
-        model = MG3D(params.model.model_copy(update={"text": text}), params.objective).to(DEVICE)
+        model = build(params.model.model_copy(update={"text": text}), params.objective).to(DEVICE)
     batch = inputs(params, args.batch, args.sentences, args.tokens)
     batch = Inputs(**{name: value.to(DEVICE) for name, value in vars(batch).items()})
     optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)

@@ -233,6 +233,9 @@ class Objective(Section):
     ssm_target: Literal["contextual", "static"] = "static"
     ssm_similar_from: float = Field(0.9, gt=-1, le=1)
     ssm_dissimilar_to: float = Field(0.6, ge=-1, lt=1)
+    as_published: bool = Field(
+        False, description="the published code's errors too, as docs/method.md lists them"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Objective":
@@ -242,6 +245,16 @@ class Objective(Section):
             raise ValueError("all objective weights are 0: give mim_weight or itc_weight a value")
         if self.sfr_weight and not self.mlm_weight:
             raise ValueError("sfr_weight needs mlm_weight > 0: both read the masked text pass")
+        if self.as_published and self.mim_weight and not self.mlm_weight:
+            raise ValueError(
+                "as_published guides MIM through the layers of MLM, which mlm_weight 0 leaves out: "
+                "give mlm_weight a value, set mim_weight to 0, or as_published to false"
+            )
+        if self.as_published and self.ssm_target != "static":
+            raise ValueError(
+                f"as_published has an SSM target of its own, so ssm_target {self.ssm_target} would "
+                "not be read: leave it static"
+            )
         if self.ssm_dissimilar_to >= self.ssm_similar_from:
             raise ValueError(
                 f"ssm_dissimilar_to {self.ssm_dissimilar_to} must be below "

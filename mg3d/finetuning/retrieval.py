@@ -94,7 +94,7 @@ def predict(
             for case in split[part]:
                 ledger.quarantine(case.case_id, Reason.NOT_IN_SPLIT, "zero_shot reads test only")
             split[part] = []
-    from mg3d.models.mg3d import MG3D
+    from mg3d.models.build import build
     from mg3d.models.text import load_tokenizer
 
     loaded = load_model(checkpoint)
@@ -104,7 +104,7 @@ def predict(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed + 1)
-        random_model = MG3D(loaded.model_params, loaded.objective_params).eval()
+        random_model = build(loaded.model_params, loaded.objective_params).eval()
     with packed_cases(split, loaded.contract, ledger) as volumes:
         test = split["test"]
         for system, model in ((MODEL, loaded.model), (RANDOM, random_model)):

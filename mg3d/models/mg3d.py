@@ -62,7 +62,7 @@ class Outputs:
     sfr_prediction: Tensor | None = None
     """[B, S, 8]"""
     sfr_target: Tensor | None = None
-    """[B, S, 8], no gradient"""
+    """[B, S, 8], no gradient unless as published"""
     reconstruction: Tensor | None = None
     """[B, 1, D, H, W]"""
     cml_fused: Tensor | None = None
@@ -94,6 +94,9 @@ class MG3D(nn.Module):
     (masked), or twice if its sentence means are not given. Without ``mlm_weight`` nothing could
     train the projection of the text, so the sentences then enter as the text encoder gives them.
     """
+
+    #: As published, MIM is fused with words by the layers of MLM, not with sentences by its own.
+    mim_by_words = False
 
     def __init__(self, model: Model, objective: Objective) -> None:
         super().__init__()
@@ -129,12 +132,13 @@ class MG3D(nn.Module):
             nn.init.normal_(self.text_projection.weight, std=0.02)
             nn.init.zeros_(self.text_projection.bias)
             self.text_type = nn.Parameter(torch.empty(width).normal_(std=0.02))
-            self.mlm_fusion = Fusion(width, num_layers, over_words, image=False, text=True)
+            read = bool(mim) and self.mim_by_words
+            self.mlm_fusion = Fusion(width, num_layers, over_words, image=read, text=True)
             self.mlm_head = decoders.MaskedWordHead(width, self.text_encoder.vocab_size)
         if sfr:
             self.sfr_head = decoders.sfr_prediction_head(width)
             self.sfr_target_head = decoders.sfr_target_head(width)
-        if mim or cml or dfa:
+        if (mim and not self.mim_by_words) or cml or dfa:
             self.mim_fusion = Fusion(width, num_layers, over_sentences, image=True, text=bool(cml))
         if mim:
             self.mim_head = decoders.VolumeDecoder(width, model.mim_decoder_width)
@@ -190,16 +194,16 @@ class MG3D(nn.Module):
         if weights.sfr_weight:
             words, _ = sentence_means(transformed, inputs.sentence_index, mask)
             outputs["sfr_prediction"] = self.sfr_head(words)
-            outputs["sfr_target"] = self.sfr_target_head(means).detach()
+            outputs["sfr_target"] = self._sfr_targets(inputs, means, mask)
 
         if weights.mim_weight:
-            masked_image, _ = self.mim_fusion(
-                self.image_tokens(inputs.masked_volume), sentences, mask
-            )
+            masked_image = self.image_tokens(inputs.masked_volume)
+            guided = self._guided(masked_image, inputs, sentences, mask)
             grid = self.vision_encoder.grid(inputs.masked_volume)
-            outputs["reconstruction"] = self.mim_head(masked_image, grid)
+            outputs["reconstruction"] = self.mim_head(guided, grid)
 
         if weights.cml_weight or weights.dfa_weight or weights.ssm_weight or weights.itc_weight:
+            image = self._contrast_tokens(image)
             image_global = self.image_pool(image)
         if weights.cml_weight or weights.itc_weight:
             text_global = self.text_pool(sentences, mask)
@@ -232,7 +236,7 @@ class MG3D(nn.Module):
         Raises ValueError if the model has none (``itc_weight`` 0).
         """
         self._require_dual_encoder()
-        image_global = self.image_pool(self.image_tokens(volume))
+        image_global = self.image_pool(self._contrast_tokens(self.image_tokens(volume)))
         return F.normalize(self.itc_image_head(image_global), dim=-1, eps=1e-6)
 
     def encode_text(
@@ -281,8 +285,25 @@ class MG3D(nn.Module):
         """Fused and transformed tokens of the masked report, [B, L, E] (spec/model 4.2)."""
         words = self.text_encoder(inputs.masked_ids, inputs.attention_mask)
         words = self.text_projection(words) + self.text_type
-        _, fused = self.mlm_fusion(image, words, inputs.attention_mask.bool())
+        _, fused = self.mlm_fusion(image, words, self._heeded(inputs.attention_mask))
         return self.mlm_head.transform(fused)
+
+    def _heeded(self, attention_mask: Tensor) -> Tensor:
+        """Which words an image token's gates are averaged over, [B, L] -> [B, L] bool."""
+        return attention_mask.bool()
+
+    def _contrast_tokens(self, image: Tensor) -> Tensor:
+        """What CML, DFA, SSM and ITC read of the whole volume (spec/model 4.4), [B, N, E]."""
+        return image
+
+    def _guided(self, image: Tensor, inputs: Inputs, sentences: Tensor, mask: Tensor) -> Tensor:
+        """Tokens [B, N, E] of the masked volume, guided by the report (spec/model 4.3)."""
+        guided, _ = self.mim_fusion(image, sentences, mask)
+        return guided
+
+    def _sfr_targets(self, inputs: Inputs, means: Tensor, mask: Tensor) -> Tensor:
+        """What a sentence's masked words shall give back (spec/model 4.2), [B, S, 8]."""
+        return self.sfr_target_head(means).detach()
 
     def _ssm_targets(self, inputs: Inputs, means: Tensor) -> Tensor:
         """What decides which sentences are similar, [B, S, E] (spec/model 4.7).

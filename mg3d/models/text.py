@@ -81,7 +81,9 @@ def load_tokenizer(name_or_folder: str) -> Any:
 
 
 class FrozenTextEncoder(nn.Module):
-    """A BERT-like encoder that never learns: always in eval mode, never with a gradient.
+    """A BERT-like encoder that never learns: never with a gradient, and always in eval mode.
+
+    (Unless ``drops_in_training`` is set, as published: then `train` switches its dropout on.)
 
     Its weights are not part of the state dict: checkpoints stay small. In their place the buffer
     ``digest`` (sha256, 32 bytes) says which weights they were, and loading a state dict made with
@@ -89,6 +91,7 @@ class FrozenTextEncoder(nn.Module):
     """
 
     digest: Tensor
+    drops_in_training = False
 
     def __init__(self, params: TextEncoder) -> None:
         super().__init__()
@@ -126,6 +129,20 @@ class FrozenTextEncoder(nn.Module):
     def static(self, input_ids: Tensor) -> Tensor:
         """Word embeddings without position or context: [B, L] long -> [B, L, E]."""
         return self.transformer.get_input_embeddings()(input_ids)
+
+    @torch.no_grad()
+    def embedded(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """Output of BERT's embedding layer, without context: [B, L] long -> [B, L, E].
+
+        The sum of word, position (None: 0 to L - 1) and type, normalised, with dropout.
+        """
+        layer: Any = self.transformer.embeddings
+        return layer(input_ids=input_ids, position_ids=position_ids)
+
+    def train(self, mode: bool = True) -> "FrozenTextEncoder":
+        """See `drops_in_training`."""
+        self.transformer.train(mode and self.drops_in_training)
+        return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FrozenTextEncoder":
         self.transformer._apply(fn)

@@ -6,6 +6,9 @@ from torch import Generator, Tensor
 from mg3d.objectives.contrastive import Gather, full_precision, one_rank
 from mg3d.objectives.mean import mean_over_ranks
 
+#: What the published loss divides by, whatever fraction is masked.
+PUBLISHED_FRACTION = 0.5
+
 
 def mask_blocks(
     volume: Tensor, fraction: float, block_voxels: int, generator: Generator | None = None
@@ -50,3 +53,12 @@ def mim_loss(
     """
     squared = (full_precision(reconstruction) - volume).square()
     return mean_over_ranks((squared * voxel_mask).sum(), voxel_mask.sum(), gather)
+
+
+def mim_loss_as_published(reconstruction: Tensor, volume: Tensor, voxel_mask: Tensor) -> Tensor:
+    """Σ m (x̂ − x)² / (0.5 · all voxels): `mim_loss` only if exactly half of them are masked.
+
+    All [b, 1, D, H, W]. With a fraction f masked it is f / 0.5 times `mim_loss`.
+    """
+    squared = (full_precision(reconstruction) - volume).square()
+    return (squared * voxel_mask).mean() / PUBLISHED_FRACTION

@@ -15,14 +15,17 @@ def sfr_loss(
     sentence_mask: Tensor,
     reduction: Literal["sum", "mean"] = "sum",
     gather: Gather = one_rank,
+    target_learns: bool = False,
 ) -> Tensor:
     """(1/B) Σ_b Σ_s (1 − cos(r_bs, τ_bs)) over the valid sentences of the B reports of all ranks.
 
-    prediction, target [b, S, C]; sentence_mask [b, S]; no gradient reaches the target. The
-    reference sums over sentences, so the loss grows with their number; ``mean`` divides by it.
+    prediction, target [b, S, C]; sentence_mask [b, S]; no gradient reaches the target, unless
+    ``target_learns`` (as published). The reference sums over sentences, so the loss grows with
+    their number; ``mean`` divides by it.
     """
+    target = target if target_learns else target.detach()
     cosine = F.cosine_similarity(
-        full_precision(prediction), full_precision(target.detach()), dim=-1, eps=EPS
+        full_precision(prediction), full_precision(target), dim=-1, eps=EPS
     )
     per_report = ((1 - cosine) * sentence_mask).sum(dim=1)
     if reduction == "mean":

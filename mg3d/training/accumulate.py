@@ -30,9 +30,13 @@ def in_parts(model: Callable[[Rows], Any], inputs: Rows, num_parts: int) -> Any:
     """
     if num_parts == 1:
         return model(inputs)
-    parts = split(inputs, num_parts)
-    outputs = [checkpoint(model, part, use_reentrant=False) for part in parts]
-    return join(outputs)
+
+    def run(*columns: Tensor) -> Any:
+        return model(type(inputs)(*columns))
+
+    # As separate arguments: torch keeps the random state of the devices of those that are tensors.
+    parts = [vars(part).values() for part in split(inputs, num_parts)]
+    return join([checkpoint(run, *part, use_reentrant=False) for part in parts])
 
 
 def split(rows: Rows, num_parts: int) -> list[Rows]:

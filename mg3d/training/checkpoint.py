@@ -232,10 +232,10 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 
 def load_model(checkpoint: Path) -> LoadedModel:
     """The pre-trained model in eval mode, on the CPU. Raises ValueError if it is not whole."""
-    from mg3d.models.mg3d import MG3D
+    from mg3d.models.build import build
 
     contract, model_params, objective_params, step = _header(checkpoint)
-    model = MG3D(model_params, objective_params)
+    model = build(model_params, objective_params)
     _load_whole(model, checkpoint)
     return LoadedModel(model.eval(), contract, model_params, objective_params, step)
 

@@ -87,11 +87,24 @@ def gather(rows: Tensor) -> Tensor:
     So if every rank computes the same global loss from gathered rows, DDP's mean over ranks gives
     the gradient of a single process (without the sum it would be 1/W of it, spec/model 5).
     """
+    return _gathered(rows, _Gather)
+
+
+def gather_own_gradient(rows: Tensor) -> Tensor:
+    """:func:`gather` whose gradient is only that of this rank's loss: the published one.
+
+    If every rank computes the same global loss from gathered rows, DDP's mean over ranks gives 1/W
+    of the gradient of a single process (spec/model 5).
+    """
+    return _gathered(rows, _GatherOwnGradient)
+
+
+def _gathered(rows: Tensor, function: type["_Gather"]) -> Tensor:
     if world_size() == 1:
         return rows
     counts = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(world_size())]
     dist.all_gather(counts, counts[0].new_tensor([len(rows)]))
-    gathered: Tensor = _Gather.apply(rows, [int(count) for count in counts])
+    gathered: Tensor = function.apply(rows, [int(count) for count in counts])
     return gathered
 
 
@@ -110,3 +123,9 @@ class _Gather(torch.autograd.Function):
         gradient = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         return gradient.split(ctx.counts)[rank()], None
+
+
+class _GatherOwnGradient(_Gather):
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].split(ctx.counts)[rank()], None

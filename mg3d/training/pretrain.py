@@ -26,7 +26,7 @@ from mg3d.training import checkpoint as checkpoints
 from mg3d.training import distributed
 from mg3d.training.account import account
 from mg3d.training.accumulate import in_parts
-from mg3d.training.distributed import gather, is_main, rank, world_size
+from mg3d.training.distributed import gather, gather_own_gradient, is_main, rank, world_size
 from mg3d.training.feed import Feed
 from mg3d.training.loop import OnMetrics, Stopped, fit
 from mg3d.training.order import random_state, set_random_state
@@ -86,11 +86,11 @@ def pretrain(
 
         from mg3d.data.embeddings import SentenceMeans
         from mg3d.data.pairs import Collate, Pairs
-        from mg3d.models.mg3d import MG3D
+        from mg3d.models.build import build
         from mg3d.models.text import load_tokenizer
 
         torch.manual_seed(params.seed)
-        network = MG3D(model, objective).to(device)
+        network = build(model, objective).to(device)
         tokenizer = load_tokenizer(model.text.name_or_folder)
         means = SentenceMeans(prepared, network.text_encoder, tokenizer, model.text.max_tokens)
         whole = account(_volumes(prepared), out, device)
@@ -237,7 +237,7 @@ class PretrainStep(nn.Module):
         from mg3d.objectives.objective import objective
 
         outputs = in_parts(self.model, inputs, self.accumulate_steps)
-        return objective(outputs, inputs, self.model.objective, self.gather)
+        return objective(outputs, inputs, self.model.objective, self.gather, gather_own_gradient)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mg3d.models.build import build
 from mg3d.models.mg3d import MG3D, Inputs, Outputs
 from mg3d.models.vision import SwinEncoder
 from mg3d.objectives.objective import objective
@@ -60,18 +61,33 @@ SUBSETS = [
 
 
 @pytest.mark.parametrize("num_fusion_layers", [1, 2])
-@pytest.mark.parametrize("terms", SUBSETS, ids="+".join)
+@pytest.mark.parametrize(
+    ("terms", "as_published"),
+    [
+        *((terms, False) for terms in SUBSETS),
+        *((terms, True) for terms in SUBSETS if "mim" not in terms or "mlm" in terms),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, tuple) else f"published={value}",
+)
 def test_any_subset_of_terms_runs_and_trains_every_parameter_that_it_builds(
-    tiny_model: Model, make_inputs: MakeInputs, terms: tuple[str, ...], num_fusion_layers: int
+    tiny_model: Model,
+    make_inputs: MakeInputs,
+    terms: tuple[str, ...],
+    as_published: bool,
+    num_fusion_layers: int,
 ) -> None:
-    model = tiny_model.model_copy(update={"num_fusion_layers": num_fusion_layers})
-    built, inputs = _build(model, *terms), make_inputs()
+    vision = tiny_model.vision.model_copy(update={"token_projector": as_published})
+    model = tiny_model.model_copy(update={"num_fusion_layers": num_fusion_layers, "vision": vision})
+    torch.manual_seed(0)
+    built = build(model, _weights(*terms).model_copy(update={"as_published": as_published}))
+    inputs = make_inputs()
     losses = _losses(built, inputs)
     assert set(losses) == {*terms, "total"}
     losses["total"].backward()
     for name, parameter in built.named_parameters():
         if not parameter.requires_grad:
             assert name.startswith("sfr_target_head.")
+            assert not as_published
             continue
         assert parameter.grad is not None, f"{name} is dead"
         if not name.endswith(CANCELLED):

@@ -329,6 +329,47 @@ def parities(rank: int, folder: Path, model: str) -> Tensors:
     return found
 
 
+def as_published(rank: int, folder: Path, model: str, places: str = "") -> Tensors:
+    """This rank's losses, and each one's gradient averaged over ranks as DDP does: ``term/key``.
+
+    Without dropout. Two ranks share four samples; alone, the samples are those of ``places``.
+    """
+    import torch.distributed as dist
+    from tiny_prepared import tiny_model
+
+    from mg3d.models.build import build
+    from mg3d.params import Objective
+    from mg3d.training.distributed import world_size
+    from mg3d.training.feed import corrupt
+    from mg3d.training.pretrain import PretrainStep
+
+    own = [2 * rank, 2 * rank + 1] if world_size() == 2 else [int(place) for place in places]
+    params = tiny_model(Path(model))
+    vision = params.vision.model_copy(update={"token_projector": True})
+    objective = Objective(
+        itc_weight=1.0,
+        mlm_masked_fraction=0.5,
+        ssm_similar_from=0.5,
+        ssm_dissimilar_to=0.3,
+        as_published=True,
+    )
+    torch.manual_seed(0)
+    network = build(params.model_copy(update={"vision": vision}), objective).double().eval()
+    trained = {key: p for key, p in network.named_parameters() if p.requires_grad}
+    inputs = corrupt(reports(own), [(1, place) for place in own], 0, objective, 4, 20)  # type: ignore[arg-type]
+    found = PretrainStep(network)(inputs)
+    del found["total"]
+    for term, loss in list(found.items()):
+        gradients = torch.autograd.grad(
+            loss, list(trained.values()), retain_graph=True, materialize_grads=True
+        )
+        for key, gradient in zip(trained, gradients, strict=True):
+            if world_size() > 1:
+                dist.all_reduce(gradient)
+            found[f"{term}/{key}"] = gradient / world_size()
+    return found
+
+
 def validates(rank: int, folder: Path) -> Tensors:
     """Rank 0 has three of the four studies of test_validation."""
     from test_validation import Known, _inputs

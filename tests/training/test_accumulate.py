@@ -3,15 +3,18 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
 from tiny_prepared import tiny_model
 
+from mg3d.training import accumulate
 from mg3d.training.accumulate import in_parts, join, split
 
 
@@ -80,6 +83,20 @@ def test_a_part_at_a_time_there_and_back_with_the_same_draws() -> None:
     weight = torch.ones(1, requires_grad=True)
     ((weight * factors * inputs.x).sin() + 1).prod().backward()
     torch.testing.assert_close(module.weight.grad, weight.grad)
+
+
+def test_random_state_of_a_gpu_would_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch looks for tensors, hence devices, among the arguments and not inside dataclasses."""
+    given: list[object] = []
+
+    def recorded(run: Any, *arguments: Any, **options: Any) -> Any:
+        given.extend(arguments)
+        assert options.get("preserve_rng_state", True)
+        return checkpoint(run, *arguments, **options)
+
+    monkeypatch.setattr(accumulate, "checkpoint", recorded)
+    in_parts(Noisy(), Only(torch.arange(5.0)[:, None]), 2)
+    assert [len(x) for x in given if isinstance(x, Tensor)] == [3, 2]
 
 
 def test_split_and_join_are_inverse_and_too_many_parts_are_refused() -> None:
