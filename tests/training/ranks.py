@@ -12,10 +12,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -162,8 +164,6 @@ def fits(rank: int, folder: Path) -> Tensors:
 
 def stops(rank: int, folder: Path) -> Tensors:
     """A value that is not finite on rank 1 only: both ranks stop, rank 1 names its study."""
-    import pytest
-
     from mg3d.training.loop import fit
     from mg3d.training.schedule import warmup_then_decay
 
@@ -342,44 +342,75 @@ def validates(rank: int, folder: Path) -> Tensors:
 
 
 def killed(rank: int, folder: Path, prepared: str, model: str, out: str) -> Tensors:
-    """Ten steps of pre-training, ended by SIGKILL while the seventh is reported."""
-    from tiny_prepared import CONTRACT, OBJECTIVE, PRETRAIN, tiny_model
+    """Ten steps of pre-training; every rank is ended by SIGKILL as it asks for the eighth batch."""
 
-    from mg3d.training.pretrain import pretrain
+    def kill() -> None:
+        while rank == 0 and not (Path(out) / "checkpoints" / "step-000005").exists():
+            time.sleep(0.01)  # written meanwhile
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    def kill(step: int, metrics: dict[str, float]) -> None:
-        if step == 7:
-            while not (Path(out) / "checkpoints" / "step-000005").exists():  # written meanwhile
-                time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    network = tiny_model(Path(model))
-    pretrain(Path(prepared), Path(out), CONTRACT, network, OBJECTIVE, PRETRAIN, kill)
+    with at_step(8, kill):
+        _pretrain(prepared, model, Path(out))
     return {}
 
 
-def trains(rank: int, folder: Path, prepared: str, model: str, out: str) -> Tensors:
-    """The same ten steps, to their end."""
+def lies(rank: int, folder: Path, prepared: str, model: str) -> Tensors:
+    """Ten steps in folders: replicated, sharded, and continued where something ended before.
+
+    ``none`` and ``full`` are uninterrupted; ``full_full`` is cut off after step 7 and goes on from
+    step 5, ``none_full`` too, in the other layout; ``killed`` is what :func:`killed` left.
+    """
+    for out in ("none", "full"):
+        _pretrain(prepared, model, folder / out, sharding=out)
+    for out in ("full_full", "none_full"):
+        first, second = out.split("_")
+        with pytest.raises(Cut), at_step(8, cut):
+            _pretrain(prepared, model, folder / out, sharding=first)
+        _pretrain(prepared, model, folder / out, sharding=second)
+    _pretrain(prepared, model, folder / "killed")
+    return {}
+
+
+def _pretrain(prepared: str, model: str, out: Path, **changes: Any) -> None:
     from tiny_prepared import CONTRACT, OBJECTIVE, PRETRAIN, tiny_model
 
     from mg3d.training.pretrain import pretrain
 
-    network = tiny_model(Path(model))
-    final = pretrain(
-        Path(prepared), Path(out), CONTRACT, network, OBJECTIVE, PRETRAIN, lambda *_: None
-    )
-    return {"finished": torch.tensor(final.name == "step-000010")}
+    params, network = PRETRAIN.model_copy(update=changes), tiny_model(Path(model))
+    pretrain(Path(prepared), out, CONTRACT, network, OBJECTIVE, params, lambda *_: None)
+
+
+@contextmanager
+def at_step(step: int, act: Callable[[], None]) -> Iterator[None]:
+    """Call ``act`` when the batch of ``step`` is asked for."""
+    from mg3d.training.feed import Feed
+
+    original = Feed.training
+
+    def training(self: Feed, pairs: Any, start_step: int = 0) -> Iterator[Any]:
+        for number, batch in enumerate(original(self, pairs, start_step), start_step + 1):
+            if number == step:
+                act()
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Feed, "training", training)
+        yield
 
 
 class Cut(Exception):
-    """Raised where :func:`watched` is to end."""
+    """Raised where a training is to end."""
+
+
+def cut() -> None:
+    """End a training as an error does."""
+    raise Cut
 
 
 def watched(
     rank: int, folder: Path, prepared: str, model: str, out: str, cut_at: str = "0"
 ) -> Tensors:
     """The same with checkpoints every three steps, noting each step's studies; Cut at a step."""
-    import pytest
     from tiny_prepared import CONTRACT, OBJECTIVE, PRETRAIN, tiny_model
 
     from mg3d.training.feed import Feed
