@@ -57,7 +57,11 @@ def run(name: str, world_size: int, folder: Path, *arguments: str) -> list[Tenso
 
 
 def run_forked(name: str, world_size: int, folder: Path, *arguments: str) -> list[Tensors]:
-    """:func:`run` for the real model, whose imports take most of the time: once for all ranks."""
+    """:func:`run` for the real model, whose imports take most of the time: once for all ranks.
+
+    ``name`` may be several, as in ``"killed+lies"``: one after the other, each in ranks of its own.
+    Only the last of them must end well.
+    """
     (parent,) = start(name, world_size, folder, *arguments, ranks=["forked"])
     _, errors = parent.communicate(timeout=240)
     assert parent.returncode == 0, errors
@@ -341,42 +345,51 @@ def validates(rank: int, folder: Path) -> Tensors:
     }
 
 
-def killed(rank: int, folder: Path, prepared: str, model: str, out: str) -> Tensors:
-    """Ten steps of pre-training; every rank is ended by SIGKILL as it asks for the eighth batch."""
+def killed(rank: int, folder: Path, prepared: str, model: str, num_steps: str = "5") -> Tensors:
+    """Pre-training whose ranks are all ended by SIGKILL in the second step after a checkpoint."""
+    saved, out = int(num_steps) // 2, folder / "killed"
 
     def kill() -> None:
-        while rank == 0 and not (Path(out) / "checkpoints" / "step-000005").exists():
+        while rank == 0 and not (out / "checkpoints" / f"step-{saved:06d}").exists():
             time.sleep(0.01)  # written meanwhile
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with at_step(8, kill):
-        _pretrain(prepared, model, Path(out))
+    with at_step(saved + 2, kill):
+        _pretrain(prepared, model, out, int(num_steps))
     return {}
 
 
 def lies(rank: int, folder: Path, prepared: str, model: str) -> Tensors:
-    """Ten steps in folders: replicated, sharded, and continued where something ended before.
+    """Five steps in folders: replicated, sharded, and continued where something ended before.
 
-    ``none`` and ``full`` are uninterrupted; ``full_full`` is cut off after step 7 and goes on from
-    step 5, ``none_full`` too, in the other layout; ``killed`` is what :func:`killed` left.
+    ``none`` and ``full`` are uninterrupted; ``full_full`` is cut off after step 3 and goes on from
+    step 2, ``none_full`` too, in the other layout; ``killed`` is what :func:`killed` left.
     """
+    from mg3d.training import pretrain
+
     for out in ("none", "full"):
-        _pretrain(prepared, model, folder / out, sharding=out)
-    for out in ("full_full", "none_full"):
-        first, second = out.split("_")
-        with pytest.raises(Cut), at_step(8, cut):
-            _pretrain(prepared, model, folder / out, sharding=first)
-        _pretrain(prepared, model, folder / out, sharding=second)
-    _pretrain(prepared, model, folder / "killed")
+        _pretrain(prepared, model, folder / out, 5, sharding=out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "draw", lambda *_: None)  # half of the time of so short a run
+        for out in ("full_full", "none_full"):
+            first, second = out.split("_")
+            with pytest.raises(Cut), at_step(4, cut):
+                _pretrain(prepared, model, folder / out, 5, sharding=first)
+            _pretrain(prepared, model, folder / out, 5, sharding=second)
+        left = [file.name for file in (folder / "killed" / "checkpoints").iterdir()]
+        assert rank or left == ["step-000002"]
+        _pretrain(prepared, model, folder / "killed", 5)
     return {}
 
 
-def _pretrain(prepared: str, model: str, out: Path, **changes: Any) -> None:
+def _pretrain(prepared: str, model: str, out: Path, num_steps: int, **changes: Any) -> None:
     from tiny_prepared import CONTRACT, OBJECTIVE, PRETRAIN, tiny_model
 
     from mg3d.training.pretrain import pretrain
 
-    params, network = PRETRAIN.model_copy(update=changes), tiny_model(Path(model))
+    every = {f"{what}_every_steps": num_steps // 2 for what in ("checkpoint", "validate")}
+    params = PRETRAIN.model_copy(update={"num_steps": num_steps, **every, **changes})
+    network = tiny_model(Path(model))
     pretrain(Path(prepared), out, CONTRACT, network, OBJECTIVE, params, lambda *_: None)
 
 
@@ -434,21 +447,22 @@ def watched(
     return {}
 
 
-def fork(world_size: int) -> str:
-    """Become the parent of all ranks, which ends with them, or return which rank this is.
+def fork(names: Sequence[str], world_size: int) -> tuple[str, str]:
+    """Become the parent of all ranks, which ends with the last ones, or return what to run as whom.
 
     Forking is safe as nothing was computed before: neither torch nor gloo has threads yet.
     """
     for slow in ("mg3d.models.mg3d", "mg3d.training.pretrain", "transformers.models.bert"):
         importlib.import_module(slow)
 
-    children = []
-    for rank in range(world_size):
-        child = os.fork()
-        if child == 0:
-            return str(rank)
-        children.append(child)
-    ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    for name in names:
+        children = []
+        for rank in range(world_size):
+            child = os.fork()
+            if child == 0:
+                return name, str(rank)
+            children.append(child)
+        ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     sys.exit(max(map(abs, ends)))
 
 
@@ -459,9 +473,9 @@ def main() -> None:
     torch.set_num_threads(1)
     name, world_size, folder, rank = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
     if rank == "forked":
-        rank = fork(world_size)
+        name, rank = fork(name.split("+"), world_size)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=int(rank), world_size=world_size
+        "gloo", init_method=f"file://{folder}/meet-{name}", rank=int(rank), world_size=world_size
     )
     found = globals()[name](int(rank), folder, *sys.argv[5:])
     tensors = {key: tensor.detach().contiguous() for key, tensor in found.items()}
