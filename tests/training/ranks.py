@@ -239,8 +239,18 @@ def reports(places: list[int]) -> Reports:
     return Reports([f"study-{place}" for place in places], *columns)
 
 
-def pretrains(rank: int, folder: Path, model: str, accumulate_steps: str = "1") -> Tensors:
-    """Losses and gradients of the whole model on this rank's share of a global batch of four."""
+def pretrains(
+    rank: int,
+    folder: Path,
+    model: str,
+    accumulate_steps: str = "1",
+    dtype: str = "float64",
+    backend: str | None = None,
+) -> Tensors:
+    """Losses and gradients of the whole model on this rank's share of a global batch of four.
+
+    ``backend`` compiles its blocks, in one graph each or not at all.
+    """
     from tiny_prepared import tiny_model
 
     from mg3d.models.mg3d import MG3D
@@ -253,14 +263,18 @@ def pretrains(rank: int, folder: Path, model: str, accumulate_steps: str = "1") 
         itc_weight=1.0, mim_block_voxels=16, ssm_similar_from=0.5, ssm_dissimilar_to=0.3
     )
     torch.manual_seed(0)
-    network = MG3D(tiny_model(Path(model)), objective).double()
+    network = MG3D(tiny_model(Path(model)), objective).to(getattr(torch, dtype))
+    for block in network.blocks if backend else ():
+        block.compile(dynamic=False, fullgraph=True, backend=backend)
     module: nn.Module = PretrainStep(network, accumulate_steps=int(accumulate_steps))
     if world_size() > 1:
         module = nn.parallel.DistributedDataParallel(module, forward_sync_buffers=False)
     share = 4 // world_size()
     places = list(range(rank * share, (rank + 1) * share))
     keys = [(1, place) for place in places]
-    inputs = corrupt(reports(places), keys, 0, objective, 4, 20)  # type: ignore[arg-type]
+    batch = reports(places)
+    batch = replace(batch, volume=batch.volume.to(getattr(torch, dtype)))
+    inputs = corrupt(batch, keys, 0, objective, 4, 20)  # type: ignore[arg-type]
     losses = module(inputs)
     losses["total"].backward()
     means = {f"loss/{k}": gather(loss.detach()[None]).mean() for k, loss in losses.items()}
