@@ -28,7 +28,13 @@ PRETRAIN_DATA = (
     Path("embed_sentences") / paths.SENTENCE_MEANS_TABLE,  # with the digests of the means
 )
 #: How work is laid out: it changes rounding, not what is computed, so a run may go on otherwise.
-PRETRAIN_LAYOUT = {"num_ranks", "num_threads_per_rank", "accumulate_steps"}
+PRETRAIN_LAYOUT = {
+    "num_ranks",
+    "num_threads_per_rank",
+    "accumulate_steps",
+    "compile",
+    "sharding",
+}
 LIBRARIES = ("torch", "monai", "transformers")
 
 

@@ -280,6 +280,12 @@ class Pretrain(Section):
     clip_norm: float = Field(1.0, gt=0)
     head_learning_rate_factor: float = Field(5.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = Field(
+        False, description="the vision encoder and decoder by torch.compile; needs a C++ compiler"
+    )
+    sharding: Literal["none", "full"] = Field(
+        "none", description="full: each rank keeps a share of weights and optimizer (FSDP2)"
+    )
     report_every_steps: int = Field(10, ge=1, description="reported losses are means over these")
     validate_every_steps: int = Field(50, ge=1)
     checkpoint_every_steps: int = Field(50, ge=1)

@@ -168,6 +168,21 @@ class MG3D(nn.Module):
         """Modules behind the last shared feature: those that learn faster (spec/model 5)."""
         return [module for name, module in self.named_children() if name.endswith("_head")]
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The parts of the image's way, called as wholes and always with the same shapes.
+
+        They hold most of the parameters and of the work, so they are what is sharded and compiled.
+        """
+        children = self.vision_encoder.children()
+        nested = (c if isinstance(c, nn.ModuleList) else [c] for c in children)
+        blocks = [
+            block for level in nested for block in level if any(True for _ in block.parameters())
+        ]
+        if self.objective.mim_weight:
+            blocks.append(self.mim_head)
+        return blocks
+
     def forward(self, inputs: Inputs) -> Outputs:
         """Everything that the terms with a weight compare."""
         weights = self.objective

@@ -28,6 +28,7 @@ from mg3d import paths
 from mg3d.fingerprint import Fingerprint, file_sha256
 from mg3d.params import Model, Objective, VolumeContract
 from mg3d.training.distributed import is_main
+from mg3d.training.parallel import laid_out_as, whole
 
 if TYPE_CHECKING:  # these import monai, which takes seconds
     from mg3d.models.mg3d import MG3D
@@ -108,7 +109,9 @@ def snapshot(
 ) -> Snapshot:
     """Copy what a checkpoint holds. The only part of saving that training waits for.
 
-    ``rng`` is uint8 [ranks, bytes]; ``position`` says, as JSON, where in the data the training is.
+    To be called on all ranks, which put shards together one tensor at a time; the copy is rank 0's,
+    that of the others holds no tensors. ``rng`` is uint8 [ranks, bytes]; ``position`` says, as
+    JSON, where in the data the training is.
     """
     header = {
         "contract": contract.model_dump_json(),
@@ -222,10 +225,13 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     _load_whole(model, checkpoint)
     tensors = load_file(checkpoint / paths.TRAINING_STATE)
     groups = json.loads((checkpoint / STATE_JSON).read_text())["optimizer_groups"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith(f"{OPTIMIZER}/"):
             _, index, name = key.split("/")
+            if tensor.ndim:  # all but the number of steps are of the parameter's shape
+                tensor = laid_out_as(parameters[int(index)], tensor)
             state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
@@ -281,7 +287,8 @@ def load_matching(module: nn.Module, weights: Mapping[str, Tensor]) -> Coverage:
     own = module.state_dict()
     shared = own.keys() & weights.keys()
     fitting = {key for key in shared if own[key].shape == weights[key].shape}
-    module.load_state_dict({key: weights[key] for key in fitting}, strict=False)
+    laid_out = {key: laid_out_as(own[key], weights[key]) for key in fitting}
+    module.load_state_dict(laid_out, strict=False)
     return Coverage(
         loaded=len(fitting),
         missing=len(own.keys() - weights.keys()),
@@ -334,10 +341,13 @@ def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in host memory, also of what is there already."""
-    return {
-        key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()
-    }
+    """Whole copies in host memory, also of what is there already; rank 0 only."""
+    copies = {}
+    for key, tensor in tensors.items():
+        together = whole(tensor.detach())
+        if is_main():
+            copies[key] = together.to("cpu", copy=True).contiguous()
+    return copies
 
 
 def _write_files(taken: Snapshot, folder: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mg3d.training.distributed import gather, is_main, rank, world_size
+from mg3d.training.parallel import clip_gradients
 
 OnMetrics = Callable[[int, dict[str, float]], None]
 
@@ -77,7 +78,7 @@ def fit(
         losses, stopping = _over_ranks(terms, stop(), ids, step)
         optimizer.zero_grad()
         terms["total"].backward()
-        norm = float(nn.utils.clip_grad_norm_(step_module.parameters(), clip_norm))
+        norm = clip_gradients(step_module, clip_norm)
         _check_finite({"gradient": norm}, ids, step)
         learning_rate = float(scheduler.get_last_lr()[0])
         optimizer.step()

@@ -12,10 +12,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -55,7 +57,11 @@ def run(name: str, world_size: int, folder: Path, *arguments: str) -> list[Tenso
 
 
 def run_forked(name: str, world_size: int, folder: Path, *arguments: str) -> list[Tensors]:
-    """:func:`run` for the real model, whose imports take most of the time: once for all ranks."""
+    """:func:`run` for the real model, whose imports take most of the time: once for all ranks.
+
+    ``name`` may be several, as in ``"killed+lies"``: one after the other, each in ranks of its own.
+    Only the last of them must end well.
+    """
     (parent,) = start(name, world_size, folder, *arguments, ranks=["forked"])
     _, errors = parent.communicate(timeout=240)
     assert parent.returncode == 0, errors
@@ -162,8 +168,6 @@ def fits(rank: int, folder: Path) -> Tensors:
 
 def stops(rank: int, folder: Path) -> Tensors:
     """A value that is not finite on rank 1 only: both ranks stop, rank 1 names its study."""
-    import pytest
-
     from mg3d.training.loop import fit
     from mg3d.training.schedule import warmup_then_decay
 
@@ -236,8 +240,18 @@ def reports(places: list[int]) -> Reports:
     return Reports([f"study-{place}" for place in places], *columns)
 
 
-def pretrains(rank: int, folder: Path, model: str, accumulate_steps: str = "1") -> Tensors:
-    """Losses and gradients of the whole model on this rank's share of a global batch of four."""
+def pretrains(
+    rank: int,
+    folder: Path,
+    model: str,
+    accumulate_steps: str = "1",
+    dtype: str = "float64",
+    backend: str | None = None,
+) -> Tensors:
+    """Losses and gradients of the whole model on this rank's share of a global batch of four.
+
+    ``backend`` compiles its blocks, in one graph each or not at all.
+    """
     from tiny_prepared import tiny_model
 
     from mg3d.models.mg3d import MG3D
@@ -250,14 +264,18 @@ def pretrains(rank: int, folder: Path, model: str, accumulate_steps: str = "1") 
         itc_weight=1.0, mim_block_voxels=16, ssm_similar_from=0.5, ssm_dissimilar_to=0.3
     )
     torch.manual_seed(0)
-    network = MG3D(tiny_model(Path(model)), objective).double()
+    network = MG3D(tiny_model(Path(model)), objective).to(getattr(torch, dtype))
+    for block in network.blocks if backend else ():
+        block.compile(dynamic=False, fullgraph=True, backend=backend)
     module: nn.Module = PretrainStep(network, accumulate_steps=int(accumulate_steps))
     if world_size() > 1:
         module = nn.parallel.DistributedDataParallel(module, forward_sync_buffers=False)
     share = 4 // world_size()
     places = list(range(rank * share, (rank + 1) * share))
     keys = [(1, place) for place in places]
-    inputs = corrupt(reports(places), keys, 0, objective, 4, 20)  # type: ignore[arg-type]
+    batch = reports(places)
+    batch = replace(batch, volume=batch.volume.to(getattr(torch, dtype)))
+    inputs = corrupt(batch, keys, 0, objective, 4, 20)  # type: ignore[arg-type]
     losses = module(inputs)
     losses["total"].backward()
     means = {f"loss/{k}": gather(loss.detach()[None]).mean() for k, loss in losses.items()}
@@ -383,45 +401,85 @@ def validates(rank: int, folder: Path) -> Tensors:
     }
 
 
-def killed(rank: int, folder: Path, prepared: str, model: str, out: str) -> Tensors:
-    """Ten steps of pre-training, ended by SIGKILL while the seventh is reported."""
-    from tiny_prepared import CONTRACT, OBJECTIVE, PRETRAIN, tiny_model
+def killed(rank: int, folder: Path, prepared: str, model: str, num_steps: str = "5") -> Tensors:
+    """Pre-training whose ranks are all ended by SIGKILL in the second step after a checkpoint."""
+    saved, out = int(num_steps) // 2, folder / "killed"
 
-    from mg3d.training.pretrain import pretrain
+    def kill() -> None:
+        while rank == 0 and not (out / "checkpoints" / f"step-{saved:06d}").exists():
+            time.sleep(0.01)  # written meanwhile
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    def kill(step: int, metrics: dict[str, float]) -> None:
-        if step == 7:
-            while not (Path(out) / "checkpoints" / "step-000005").exists():  # written meanwhile
-                time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    network = tiny_model(Path(model))
-    pretrain(Path(prepared), Path(out), CONTRACT, network, OBJECTIVE, PRETRAIN, kill)
+    with at_step(saved + 2, kill):
+        _pretrain(prepared, model, out, int(num_steps))
     return {}
 
 
-def trains(rank: int, folder: Path, prepared: str, model: str, out: str) -> Tensors:
-    """The same ten steps, to their end."""
+def lies(rank: int, folder: Path, prepared: str, model: str) -> Tensors:
+    """Five steps in folders: replicated, sharded, and continued where something ended before.
+
+    ``none`` and ``full`` are uninterrupted; ``full_full`` is cut off after step 3 and goes on from
+    step 2, ``none_full`` too, in the other layout; ``killed`` is what :func:`killed` left.
+    """
+    from mg3d.training import pretrain
+
+    for out in ("none", "full"):
+        _pretrain(prepared, model, folder / out, 5, sharding=out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "draw", lambda *_: None)  # half of the time of so short a run
+        for out in ("full_full", "none_full"):
+            first, second = out.split("_")
+            with pytest.raises(Cut), at_step(4, cut):
+                _pretrain(prepared, model, folder / out, 5, sharding=first)
+            _pretrain(prepared, model, folder / out, 5, sharding=second)
+        left = [file.name for file in (folder / "killed" / "checkpoints").iterdir()]
+        assert rank or left == ["step-000002"]
+        _pretrain(prepared, model, folder / "killed", 5)
+    return {}
+
+
+def _pretrain(prepared: str, model: str, out: Path, num_steps: int, **changes: Any) -> None:
     from tiny_prepared import CONTRACT, OBJECTIVE, PRETRAIN, tiny_model
 
     from mg3d.training.pretrain import pretrain
 
+    every = {f"{what}_every_steps": num_steps // 2 for what in ("checkpoint", "validate")}
+    params = PRETRAIN.model_copy(update={"num_steps": num_steps, **every, **changes})
     network = tiny_model(Path(model))
-    final = pretrain(
-        Path(prepared), Path(out), CONTRACT, network, OBJECTIVE, PRETRAIN, lambda *_: None
-    )
-    return {"finished": torch.tensor(final.name == "step-000010")}
+    pretrain(Path(prepared), out, CONTRACT, network, OBJECTIVE, params, lambda *_: None)
+
+
+@contextmanager
+def at_step(step: int, act: Callable[[], None]) -> Iterator[None]:
+    """Call ``act`` when the batch of ``step`` is asked for."""
+    from mg3d.training.feed import Feed
+
+    original = Feed.training
+
+    def training(self: Feed, pairs: Any, start_step: int = 0) -> Iterator[Any]:
+        for number, batch in enumerate(original(self, pairs, start_step), start_step + 1):
+            if number == step:
+                act()
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Feed, "training", training)
+        yield
 
 
 class Cut(Exception):
-    """Raised where :func:`watched` is to end."""
+    """Raised where a training is to end."""
+
+
+def cut() -> None:
+    """End a training as an error does."""
+    raise Cut
 
 
 def watched(
     rank: int, folder: Path, prepared: str, model: str, out: str, cut_at: str = "0"
 ) -> Tensors:
     """The same with checkpoints every three steps, noting each step's studies; Cut at a step."""
-    import pytest
     from tiny_prepared import CONTRACT, OBJECTIVE, PRETRAIN, tiny_model
 
     from mg3d.training.feed import Feed
@@ -445,21 +503,22 @@ def watched(
     return {}
 
 
-def fork(world_size: int) -> str:
-    """Become the parent of all ranks, which ends with them, or return which rank this is.
+def fork(names: Sequence[str], world_size: int) -> tuple[str, str]:
+    """Become the parent of all ranks, which ends with the last ones, or return what to run as whom.
 
     Forking is safe as nothing was computed before: neither torch nor gloo has threads yet.
     """
     for slow in ("mg3d.models.mg3d", "mg3d.training.pretrain", "transformers.models.bert"):
         importlib.import_module(slow)
 
-    children = []
-    for rank in range(world_size):
-        child = os.fork()
-        if child == 0:
-            return str(rank)
-        children.append(child)
-    ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    for name in names:
+        children = []
+        for rank in range(world_size):
+            child = os.fork()
+            if child == 0:
+                return name, str(rank)
+            children.append(child)
+        ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     sys.exit(max(map(abs, ends)))
 
 
@@ -470,9 +529,9 @@ def main() -> None:
     torch.set_num_threads(1)
     name, world_size, folder, rank = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
     if rank == "forked":
-        rank = fork(world_size)
+        name, rank = fork(name.split("+"), world_size)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=int(rank), world_size=world_size
+        "gloo", init_method=f"file://{folder}/meet-{name}", rank=int(rank), world_size=world_size
     )
     found = globals()[name](int(rank), folder, *sys.argv[5:])
     tensors = {key: tensor.detach().contiguous() for key, tensor in found.items()}
