@@ -16,8 +16,8 @@ from monai.networks.nets.swin_unetr import SwinTransformer, WindowAttention
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: Attention weights of a tile of windows. One thread is fastest with tiles of a cache's size; several
-#: wait for each other at every operation, on a busy machine for long: few, large tiles.
+#: Attention weights of a tile of windows. One thread is fastest with tiles of a cache's size;
+#: several wait for each other at every operation, on a busy machine for long: few, large tiles.
 TILE_BYTES = 2**22
 TILE_BYTES_OF_THREADS = 2**26
 
