@@ -17,6 +17,7 @@ from monai.networks.nets.swin_unetr import PatchMergingV2, SwinTransformer
 from torch import Tensor, cat, nn
 from torch.utils.checkpoint import checkpoint
 
+from mg3d.models.window_attention import tile_windows
 from mg3d.params import VisionEncoder
 
 #: Every encoder halves each axis five times on the way to its tokens.
@@ -106,6 +107,7 @@ class SwinEncoder(SwinTransformer, VolumeEncoder):
             use_checkpoint=params.activation_checkpointing,
             downsample=LegacyPatchMerging if params.merging == "legacy" else "merging",
         )
+        tile_windows(self)
         self.channels = 16 * params.embed_dim
 
     def last_map(self, volume: Tensor) -> Tensor:

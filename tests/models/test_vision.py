@@ -111,6 +111,21 @@ def test_tokens_are_the_normalised_last_map_in_z_major_order(
 
 
 @pytest.mark.parametrize(
+    ("shape", "num_tokens"), [((128, 96, 128), 48), ((96, 96, 96), 27), ((64, 64, 64), 8)]
+)
+def test_tokens_of_swin_b_at_the_published_sizes(
+    shape: tuple[int, int, int], num_tokens: int
+) -> None:
+    torch.manual_seed(0)
+    encoder = SwinEncoder(VisionEncoder()).eval()
+    with torch.inference_mode():
+        tokens = encoder.tokens(torch.rand(1, 1, *shape))
+    assert tokens.shape == (1, num_tokens, 768)
+    assert tokens.isfinite().all()
+    assert tokens.std(dim=1).min() > 0  # the tokens of different places differ
+
+
+@pytest.mark.parametrize(
     ("name", "kind"),
     [("swin", SwinEncoder), ("unet3d", UNet3DEncoder), ("dynunet", DynUNetEncoder)],
 )

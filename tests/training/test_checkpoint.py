@@ -49,14 +49,20 @@ def _train(net: nn.Module, optimizer: torch.optim.Optimizer, num_steps: int) -> 
         optimizer.step()
 
 
-def _save(folder: Path, step: int, net: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+def _save(
+    folder: Path,
+    step: int,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    model_params: Model = TINY,
+) -> Path:
     return checkpoint.save(
         folder,
         step=step,
         model=net,
         optimizer=optimizer,
         contract=CONTRACT,
-        model_params=TINY,
+        model_params=model_params,
         objective_params=MIM_ONLY,
         fingerprint=Fingerprint({"pretrain": {"seed": 1}}),
         rng=torch.get_rng_state()[None],
@@ -437,6 +443,34 @@ def test_each_kind_of_encoder_comes_back_from_a_checkpoint(name: str, tmp_path: 
     save_file(weights, folder / paths.WEIGHTS, header | {"model": renamed.model_dump_json()})
     with pytest.raises(ValueError, match=r"covers 0% of the vision encoder"):
         checkpoint.load_encoder(folder)
+
+
+def test_the_merging_order_is_part_of_a_checkpoint(tmp_path: Path) -> None:
+    """The tensors of both orders look alike: only the header tells which features are meant."""
+    from mg3d.models.mg3d import MG3D
+    from mg3d.models.vision import LegacyPatchMerging, SwinEncoder
+
+    vision = TINY.vision.model_copy(update={"merging": "legacy"})
+    legacy = TINY.model_copy(update={"vision": vision})
+    model = MG3D(legacy, MIM_ONLY).eval()
+    optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+    folder = _save(tmp_path, 1, model, optimizer, legacy)
+    exported = checkpoint.export_encoder(folder, tmp_path / "exported")
+    with safe_open(exported / paths.WEIGHTS, "pt") as file:
+        assert Model.model_validate_json(file.metadata()["model"]).vision.merging == "legacy"
+    fixed = SwinEncoder(TINY.vision).eval()
+    fixed.load_state_dict(model.vision_encoder.state_dict())
+    volume = torch.rand(1, 1, 32, 32, 32)
+    with torch.no_grad():
+        expected = model.vision_encoder.tokens(volume)
+        for encoder in (
+            checkpoint.load_model(folder).model.vision_encoder,
+            checkpoint.load_encoder(folder)[0],
+            checkpoint.load_encoder(exported)[0],
+        ):
+            assert isinstance(encoder.layers1[0].downsample, LegacyPatchMerging)
+            assert torch.equal(encoder.tokens(volume), expected)
+        assert (fixed.tokens(volume) - expected).abs().max() > 0.1
 
 
 def test_an_encoder_that_is_not_there_is_refused(
