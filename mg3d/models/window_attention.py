@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 #: Attention weights of a tile of windows. One thread is fastest with tiles of a cache's size;
 #: several wait for each other at every operation, on a busy machine for long: few, large tiles.
 TILE_BYTES = 2**22
-TILE_BYTES_OF_THREADS = 2**26
+TILE_BYTES_OF_THREADS = 2**24
 
 
 class TiledWindowAttention(WindowAttention):
