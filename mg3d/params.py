@@ -135,6 +135,10 @@ class VisionEncoder(Section):
     activation_checkpointing: bool = False
     token_projector: bool = Field(False, description="Swin-L's projector of the tokens")
 
+    def of_width(self, embed_dim: int) -> "VisionEncoder":
+        """The same encoder, wider or narrower. Raises ValueError where the rest does not suit."""
+        return VisionEncoder.model_validate(self.model_dump() | {"embed_dim": embed_dim})
+
     @model_validator(mode="after")
     def _check(self) -> "VisionEncoder":
         if self.name != "swin" and self.merging == "legacy":
@@ -448,7 +452,11 @@ class Params(Section):
         for task in self.ablate.tasks:
             self.downstream.task(task)
         for embed_dim in self.scale.embed_dims:
-            VisionEncoder.model_validate(self.model.vision.model_dump() | {"embed_dim": embed_dim})
+            try:
+                self.model.vision.of_width(embed_dim)
+            except ValidationError as error:
+                problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"scale.embed_dims has {embed_dim}: {problem}") from None
         return self
 
     def downstream_tasks(self, chosen: Sequence[str] | None = None) -> list[str]:

@@ -102,7 +102,10 @@ def assign(tree: dict[str, Any], key: str, value: object) -> None:
         ({"ablate.seeds": []}, r"ablate.seeds: .* at least 1 item"),
         ({"ablate.tasks": ["luna"]}, r"unknown downstream task 'luna': choose from stoic2021"),
         ({"scale.train_fractions": [0.5, 1.5]}, r"scale: train_fractions has 1.5: each is above 0"),
-        ({"scale.embed_dims": [13]}, r"embed_dim 13 gives 13 channels|not divisible by num_heads"),
+        (
+            {"scale.embed_dims": [16], "model.vision.num_heads": [3, 6, 12, 24]},
+            r"scale.embed_dims has 16: embed_dim 16 gives 16 channels at level 0, not divisible",
+        ),
         ({"downstream.ctrg_report.width": 130}, r"width 130 must be a multiple of num_heads 4"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -20,7 +20,7 @@ from mg3d.experiments.run import Cell, fingerprint_of, resumable, run_cells
 from mg3d.metrics import probe
 from mg3d.metrics.power_law import PowerLaw, fit_power_law
 from mg3d.metrics.retrieval import chance_recall_at
-from mg3d.params import Params, VisionEncoder, save_params
+from mg3d.params import Params, save_params
 
 Key = tuple[int, float, int]  # embed_dim, train_fraction, seed
 
@@ -38,9 +38,7 @@ def cells(params: Params) -> dict[Key, Cell]:
     num_steps = params.scale.num_steps or params.pretrain.num_steps
     found = {}
     for embed_dim in params.scale.embed_dims:
-        vision = VisionEncoder.model_validate(
-            params.model.vision.model_dump() | {"embed_dim": embed_dim}
-        )
+        vision = params.model.vision.of_width(embed_dim)
         model = params.model.model_copy(update={"vision": vision})
         for fraction in params.scale.train_fractions:
             for seed in params.scale.seeds:

@@ -26,7 +26,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
             "objective": OBJECTIVE,
             "pretrain": PRETRAIN.model_copy(update={"num_steps": 4, "validate_every_steps": 2}),
             "ablate": Ablate(seeds=(0, 1), num_steps=2, num_bootstrap=100),
-            "scale": Scale(train_fractions=(0.5, 1.0), embed_dims=(4, 8), num_steps=2,
+            "scale": Scale(train_fractions=(0.5, 1.0), embed_dims=(4, 8), num_steps=1,
                            num_bootstrap=100),
         }
     )  # fmt: skip
