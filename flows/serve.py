@@ -8,15 +8,17 @@ from typing import cast
 from prefect import serve
 from prefect.deployments.runner import RunnerDeployment
 
+from flows.ablate import ablate
 from flows.evaluate import evaluate
 from flows.pipeline import pipeline
 from flows.prepare import prepare
 from flows.pretrain import pretrain
+from flows.scale import scale
 
 
 def deployments() -> list[RunnerDeployment]:
     """One deployment per flow, all named "mg3d"."""
-    flows = (pipeline, prepare, pretrain, evaluate)
+    flows = (pipeline, prepare, pretrain, evaluate, ablate, scale)
     return [cast(RunnerDeployment, flow.to_deployment("mg3d")) for flow in flows]
 
 

@@ -127,36 +127,24 @@ def pretrain(
     if force and resume is None:
         raise ValueError("--force goes with --resume RUN: name the run's folder")
     from mg3d import launch, tracking
+
+    if not launch.is_rank():
+        from mg3d.experiments.run import pretrain_on_ranks
+
+        print(pretrain_on_ranks(source, out, tree, resume=resume, force=force))
+        return
     from mg3d.fingerprint import pretrain_fingerprint
     from mg3d.training.loop import Stopped
-    from mg3d.training.pretrain import finished
     from mg3d.training.pretrain import pretrain as run
 
     sections = (tree.contract, tree.model, tree.objective, tree.pretrain)
-    fingerprint = pretrain_fingerprint(source, *sections)
-    folder = resume or out / f"pretrain-{fingerprint.digest}"
-    if launch.is_rank():
-        on_metrics = tracking.attach(folder).on_metrics if launch.is_rank_zero() else _ignore
-        try:
-            run(source, folder, *sections, on_metrics=on_metrics, force=force)
-        except Stopped as stopped:
-            print(stopped, file=sys.stderr)
-            sys.exit(launch.RESUMABLE)
-        return
-    if not finished(folder, fingerprint, tree.pretrain.num_steps, force):
-        folder.mkdir(parents=True, exist_ok=True)
-        save_params(tree, folder / paths.RUN_PARAMS)
-        command = ["pretrain", str(source), "--params", str(folder / paths.RUN_PARAMS)]
-        command += ["--resume", str(resume)] if resume else ["--out", str(out)]
-        command += ["--force"] if force else []
-        with tracking.track(folder, "pretrain", tree) as tracked:
-            launch.torchrun(
-                command,
-                tree.pretrain.num_ranks,
-                tree.pretrain.num_threads_per_rank,
-            )
-            tracked.log_folder(folder / paths.FIGURES)
-    print(finished(folder, fingerprint, tree.pretrain.num_steps, force))
+    folder = resume or out / f"pretrain-{pretrain_fingerprint(source, *sections).digest}"
+    on_metrics = tracking.attach(folder).on_metrics if launch.is_rank_zero() else _ignore
+    try:
+        run(source, folder, *sections, on_metrics=on_metrics, force=force)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(launch.RESUMABLE)
 
 
 @app.command("evaluate")
@@ -191,6 +179,28 @@ def register(
     from mg3d import tracking
 
     print(tracking.register(run, load_params(params).register_))
+
+
+@app.command("ablate")
+def ablate(
+    source: Source = paths.PREPARED, out: Out = paths.RUNS, params: ParamsFile = paths.PARAMS
+) -> None:
+    """Does each term help? Pre-train with one term more each time; prints the result file last."""
+    tree = load_params(params)
+    from mg3d.experiments.ablate import ablate as run
+
+    print(run(source, out, tree))
+
+
+@app.command("scale")
+def scale(
+    source: Source = paths.PREPARED, out: Out = paths.RUNS, params: ParamsFile = paths.PARAMS
+) -> None:
+    """What size brings: data times encoder sizes, a fitted curve; prints the result file last."""
+    tree = load_params(params)
+    from mg3d.experiments.scale import scale as run
+
+    print(run(source, out, tree))
 
 
 @app.command("show")

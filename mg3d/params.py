@@ -145,6 +145,10 @@ class VisionEncoder(Section):
     activation_checkpointing: bool = False
     token_projector: bool = Field(False, description="Swin-L's projector of the tokens")
 
+    def of_width(self, embed_dim: int) -> "VisionEncoder":
+        """The same encoder, wider or narrower. Raises ValueError where the rest does not suit."""
+        return VisionEncoder.model_validate(self.model_dump() | {"embed_dim": embed_dim})
+
     @model_validator(mode="after")
     def _check(self) -> "VisionEncoder":
         if self.name != "swin" and self.merging == "legacy":
@@ -274,6 +278,9 @@ class Pretrain(Section):
         1, ge=1, description="parts of a rank's batch: memory of one, gradient of the whole"
     )
     num_steps: int = Field(ge=1)
+    train_fraction: Fraction = Field(
+        1.0, gt=0, le=1, description="of the training studies; smaller ones are in larger ones"
+    )
     learning_rate: float = Field(1e-4, gt=0)
     warmup_fraction: Fraction = Field(0.1, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
@@ -399,6 +406,46 @@ class Register(Section):
     alias: str = "candidate"
 
 
+class Ablate(Section):
+    """`mg3d ablate`: the terms of the objective, added one by one."""
+
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    num_steps: int | None = Field(None, ge=1, description="None: pretrain.num_steps")
+    num_parallel: int = Field(1, ge=1, description="cells at once, of pretrain.num_ranks each")
+    tasks: tuple[str, ...] = Field((), description="downstream tasks for each cell, in their mode")
+    num_bootstrap: int = Field(1000, ge=100)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Ablate":
+        _check_distinct("seeds", self.seeds)
+        return self
+
+
+class Scale(Section):
+    """`mg3d scale`: sizes of the data times sizes of the vision encoder, for equally many steps."""
+
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    train_fractions: tuple[Fraction, ...] = Field((0.25, 0.5, 1.0), min_length=2)
+    embed_dims: tuple[int, ...] = Field((24, 48, 96), min_length=1)
+    num_steps: int | None = Field(None, ge=1, description="None: pretrain.num_steps")
+    num_parallel: int = Field(1, ge=1, description="cells at once, of pretrain.num_ranks each")
+    num_bootstrap: int = Field(1000, ge=100)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Scale":
+        for name in ("seeds", "train_fractions", "embed_dims"):
+            _check_distinct(name, getattr(self, name))
+        for fraction in self.train_fractions:
+            if not 0 < fraction <= 1:
+                raise ValueError(f"train_fractions has {fraction}: each is above 0 and at most 1")
+        return self
+
+
+def _check_distinct(name: str, values: Sequence[float]) -> None:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name} {list(values)} has a value twice: each is a run of its own")
+
+
 class Params(Section):
     """The whole of params.yaml; every section must be present in the file."""
 
@@ -415,6 +462,8 @@ class Params(Section):
     pretrain: Pretrain
     downstream: Downstream
     register_: Register = Field(alias="register")
+    ablate: Ablate
+    scale: Scale
 
     @model_validator(mode="after")
     def _check(self) -> "Params":
@@ -430,6 +479,14 @@ class Params(Section):
                 f"objective.mim_block_voxels {block} must divide contract.shape_voxels "
                 f"{self.contract.shape_voxels}; use 16 or 8"
             )
+        for task in self.ablate.tasks:
+            self.downstream.task(task)
+        for embed_dim in self.scale.embed_dims:
+            try:
+                self.model.vision.of_width(embed_dim)
+            except ValidationError as error:
+                problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"scale.embed_dims has {embed_dim}: {problem}") from None
         return self
 
     def downstream_tasks(self, chosen: Sequence[str] | None = None) -> list[str]:

@@ -49,6 +49,10 @@ class Tracked:
         if folder.is_dir():
             self.client.log_artifacts(self.run_id, str(folder), folder.name)
 
+    def log_file(self, file: Path) -> None:
+        """Store one file."""
+        self.client.log_artifact(self.run_id, str(file))
+
     def log_result(self, result: dict[str, Any]) -> None:
         """Store a downstream result: the file; headline, interval and nulls as metrics."""
         self.client.log_dict(self.run_id, result, paths.RESULT)

@@ -1,6 +1,6 @@
 """Which studies an epoch consists of: all of the split, but for those whose volume is damaged."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,18 @@ VERDICTS = (None, Reason.UNREADABLE, Reason.CHECKSUM_MISMATCH)
 
 
 def account(
-    volumes: Mapping[str, tuple[Path, str]], out: Path, device: torch.device
+    volumes: Mapping[str, tuple[Path, str]],
+    out: Path,
+    device: torch.device,
+    not_chosen: Collection[str] = (),
 ) -> frozenset[str]:
     """Compare each study's volume with its SHA-256; return the ids of the studies that are whole.
 
     The ranks share the reading. Every study is in the ledger that rank 0 writes to ``out``, used or
-    quarantined with its reason; nothing takes the place of the quarantined ones.
+    quarantined with its reason; nothing takes the place of the quarantined ones. The volumes of
+    ``not_chosen`` (left out by ``pretrain.train_fraction``) are not read.
     """
-    study_ids = list(volumes)
+    study_ids = [study_id for study_id in volumes if study_id not in not_chosen]
     share = np.array_split(np.arange(len(study_ids)), world_size())[rank()].tolist()
     progress = Progress("checking volumes", len(share))
     codes = []
@@ -31,7 +35,9 @@ def account(
         progress.update(step, 1, {})
     verdicts = gather(torch.tensor(codes, dtype=torch.long, device=device)).tolist()
 
-    ledger = Ledger("pretrain", "study", study_ids)
+    ledger = Ledger("pretrain", "study", volumes)
+    for study_id in not_chosen:
+        ledger.quarantine(study_id, Reason.NOT_CHOSEN, "train_fraction")
     for study_id, code in zip(study_ids, verdicts, strict=True):
         reason = VERDICTS[code]
         if reason is None:

@@ -6,7 +6,7 @@ and eight see the same batches with the same masks, and a resume needs only the 
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -24,6 +24,19 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> list[int]:
         num_samples, generator=generator(seed, "order", epoch)
     ).tolist()
     return permutation
+
+
+def nested_subset(seed: int, study_ids: Iterable[str], fraction: float) -> frozenset[str]:
+    """``fraction`` of the studies, at least one, chosen by a hash of seed and id.
+
+    Of one seed, a smaller fraction's studies are among those of a larger one.
+    """
+
+    def place(study_id: str) -> str:
+        return hashlib.sha256(f"{seed}/subset/{study_id}".encode()).hexdigest()
+
+    ordered = sorted(study_ids, key=place)
+    return frozenset(ordered[: max(1, round(fraction * len(ordered)))])
 
 
 def global_batches(

@@ -28,7 +28,7 @@ from mg3d.training.accumulate import in_parts
 from mg3d.training.distributed import gather, gather_own_gradient, is_main, rank, world_size
 from mg3d.training.feed import Feed
 from mg3d.training.loop import OnMetrics, Stopped, fit
-from mg3d.training.order import random_state, set_random_state
+from mg3d.training.order import nested_subset, random_state, set_random_state
 from mg3d.training.pictures import LAST_FIGURE, draw
 from mg3d.training.record import Record
 from mg3d.training.schedule import parameter_groups, warmup_then_decay
@@ -92,10 +92,13 @@ def pretrain(
         network = build(model, objective).to(device)
         tokenizer = load_tokenizer(model.text.name_or_folder)
         means = SentenceMeans(prepared, network.text_encoder, tokenizer, model.text.max_tokens)
-        whole = account(_volumes(prepared), out, device)
+        splits = [Pairs(prepared, split, contract, means) for split in SPLITS]
+        candidates = splits[0].study_ids
+        chosen = nested_subset(params.seed, candidates, params.train_fraction)
+        whole = account(volumes(prepared), out, device, set(candidates) - chosen)
         training, validation = (
             Subset(pairs, [i for i, study_id in enumerate(pairs.study_ids) if study_id in whole])
-            for pairs in (Pairs(prepared, split, contract, means) for split in SPLITS)
+            for pairs in splits
         )
         samples = hashlib.sha256("".join(sorted(whole)).encode()).hexdigest()
         changes = state.fingerprint.changes(fingerprint) if state else []
@@ -289,7 +292,7 @@ def _last_checkpoint(out: Path, fingerprint: Fingerprint, force: bool) -> Path |
     return last
 
 
-def _volumes(prepared: Path) -> dict[str, tuple[Path, str]]:
+def volumes(prepared: Path) -> dict[str, tuple[Path, str]]:
     """Volume file and its SHA-256 of each study of the splits, by study id."""
     manifest = pd.read_parquet(paths.stage_folder("build_manifest", prepared) / paths.MANIFEST)
     rows = manifest[manifest["split"].isin(SPLITS)]

@@ -13,7 +13,7 @@ def test_every_flow_is_deployed_with_described_parameters(children: Any) -> None
         identity = deployment.apply()
         with prefect.get_client(sync_client=True) as client:
             found[deployment.flow_name] = client.read_deployment(identity)
-    assert set(found) == {"pipeline", "prepare", "pretrain", "evaluate"}
+    assert set(found) == {"pipeline", "prepare", "pretrain", "evaluate", "ablate", "scale"}
     for name, deployment in found.items():
         assert deployment.entrypoint.endswith(f"flows/{name}.py:{name}")
         assert deployment.description

@@ -12,6 +12,7 @@ from mg3d.training.order import (
     epoch_order,
     generator,
     global_batches,
+    nested_subset,
     random_state,
     set_random_state,
 )
@@ -73,3 +74,21 @@ def test_the_random_state_of_any_rank_is_put_back() -> None:
     expected = torch.rand(4)
     set_random_state(both[1], cpu)
     assert torch.equal(torch.rand(4), expected)
+
+
+@given(st.integers(0, 3), st.integers(1, 40), st.floats(0.01, 1), st.floats(0.01, 1))
+@settings(max_examples=60, deadline=None)
+def test_a_smaller_share_of_the_studies_is_in_a_larger_one(
+    seed: int, num: int, first: float, second: float
+) -> None:
+    study_ids = [f"study-{i}" for i in range(num)]
+    small, large = (nested_subset(seed, study_ids, f) for f in sorted((first, second)))
+    assert small <= large <= set(study_ids)
+    assert len(small) == max(1, round(min(first, second) * num))
+    assert nested_subset(seed, reversed(study_ids), 1.0) == set(study_ids)
+    assert nested_subset(seed, reversed(study_ids), first) == nested_subset(seed, study_ids, first)
+
+
+def test_seeds_choose_other_studies() -> None:
+    study_ids = [f"study-{i}" for i in range(40)]
+    assert nested_subset(0, study_ids, 0.5) != nested_subset(1, study_ids, 0.5)

@@ -1,0 +1,41 @@
+"""The ablation as a child process, which starts its cells itself, each a pre-training."""
+
+from pathlib import Path
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from flows import child
+from flows.command_line import main
+from mg3d import launch, paths
+from mg3d.params import load_params
+
+
+@task(retries=1, retry_delay_seconds=5, cache_policy=NO_CACHE)
+def run_cells(prepared: Path, out: Path, params: Path) -> Path:
+    """A second try finds the finished cells; being told to stop is no failed try."""
+    while True:
+        try:
+            return Path(child.mg3d("ablate", prepared, "--out", out, "--params", params))
+        except launch.CommandError as error:
+            if error.code != launch.RESUMABLE:
+                raise
+
+
+@flow
+def ablate(
+    params: Path = paths.PARAMS, prepared: Path = paths.PREPARED, out: Path = paths.RUNS
+) -> Path:
+    """Pre-train with the objective's terms added one by one; return the file of the result.
+
+    Args:
+        params: A complete params file; its section `ablate` says which seeds and how many steps.
+        prepared: What the prepare flow wrote.
+        out: Where the runs' folders go, and the ablation's beside them.
+    """
+    load_params(params)  # a mistake in the file is not worth a second try
+    return run_cells(prepared, out, params)
+
+
+if __name__ == "__main__":
+    main(ablate)
