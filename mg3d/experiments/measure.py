@@ -64,7 +64,7 @@ def read_studies(prepared: Path, out: Path, contract: VolumeContract, text: Text
     }
     subsets = {split: Subset(pairs, kept[split]) for split, pairs in splits.items()}
     reports = {
-        split: np.stack([pair.sentence_means.mean(dim=0).numpy() for pair in subset])
+        split: np.stack([_report_features(subset[i]) for i in range(len(subset))])
         for split, subset in subsets.items()
     }
     patients = splits["validation"].patient_ids
@@ -166,6 +166,11 @@ def falls(lines: Sequence[dict[str, float]]) -> dict[str, tuple[float, float]]:
         num = max(1, round(WINDOW * len(values)))
         found[term] = (float(values[:num].mean()), float(values[-num:].mean()))
     return found
+
+
+def _report_features(pair: "Pair") -> np.ndarray:
+    assert pair.sentence_means is not None
+    return pair.sentence_means.mean(dim=0).numpy()
 
 
 def _batches(num: int, size: int) -> list[list[int]]:
