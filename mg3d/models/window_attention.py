@@ -16,10 +16,9 @@ from monai.networks.nets.swin_unetr import SwinTransformer, WindowAttention
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: Attention weights of a tile of windows. One thread is fastest with tiles of a cache's size;
-#: several wait for each other at every operation, on a busy machine for long: few, large tiles.
+#: Attention weights of a tile of windows: what stays in a core's cache from one operation to the
+#: next, while each is still large enough for several threads to share.
 TILE_BYTES = 2**22
-TILE_BYTES_OF_THREADS = 2**24
 
 
 class TiledWindowAttention(WindowAttention):
@@ -86,16 +85,16 @@ class _TiledAttention(torch.autograd.Function):
         dq, dk, dv = (torch.empty_like(each) for each in (q, k, v))
         d_bias = torch.zeros_like(bias)
         mean = (d_out * out).sum(-1, keepdim=True)
+        q = q * ctx.scale
         for tile in _tiles(q, mask):
-            shape = q[tile].shape
-            q_, k_, v_, d_out_ = (each[tile].flatten(0, 1) for each in (q, k, v, d_out))
-            scores = _added(bias, mask, tile).expand(*shape[:3], shape[2]).flatten(0, 1)
-            weights = torch.baddbmm(scores, q_, k_.mT, alpha=ctx.scale).softmax(-1)
-            dv[tile] = (weights.mT @ d_out_).view(shape)
-            d_scores = (d_out_ @ v_.mT).sub_(mean[tile].flatten(0, 1)).mul_(weights)
-            d_bias += d_scores.view(-1, *bias.shape).sum(0)
-            dq[tile] = (d_scores @ k_).mul_(ctx.scale).view(shape)
-            dk[tile] = (d_scores.mT @ q_).mul_(ctx.scale).view(shape)
+            scores = (q[tile] @ k[tile].mT).add_(_added(bias, mask, tile))
+            weights = scores.softmax(-1)
+            dv[tile] = weights.mT @ d_out[tile]
+            d_scores = torch.matmul(d_out[tile], v[tile].mT, out=scores)
+            d_scores.sub_(mean[tile]).mul_(weights)
+            d_bias += d_scores.sum(0)
+            dq[tile] = (d_scores @ k[tile]).mul_(ctx.scale)
+            dk[tile] = d_scores.mT @ q[tile]
         return dq, dk, dv, d_bias, None, None
 
 
@@ -103,8 +102,7 @@ def _tiles(q: Tensor, mask: Tensor | None) -> Iterator[slice]:
     """Ranges of windows; none crosses from one sample to the next if there is a mask."""
     num_windows, num_heads, n, _ = q.shape
     per_sample = num_windows if mask is None else len(mask)
-    tile_bytes = TILE_BYTES if torch.get_num_threads() == 1 else TILE_BYTES_OF_THREADS
-    size = max(1, tile_bytes // (q.element_size() * num_heads * n * n))
+    size = max(1, TILE_BYTES // (q.element_size() * num_heads * n * n))
     for first in range(0, num_windows, per_sample):
         for start in range(first, first + per_sample, size):
             yield slice(start, min(start + size, first + per_sample))

@@ -36,8 +36,8 @@ def test_values_and_gradients_are_those_of_monai(
     """Two samples of eight windows; tiles that end within a sample, at its end, and of all."""
     theirs, ours = _pair(window, dtype)
     n = window[0] * window[1] * window[2]
-    for name in ("TILE_BYTES", "TILE_BYTES_OF_THREADS"):
-        monkeypatch.setattr(window_attention, name, tile_windows * 3 * n * n * dtype.itemsize)
+    tile_bytes = tile_windows * 3 * n * n * dtype.itemsize
+    monkeypatch.setattr(window_attention, "TILE_BYTES", tile_bytes)
     mask = None
     if shifted:
         dims, shift = [2 * size for size in window], [size // 2 for size in window]
