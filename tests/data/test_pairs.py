@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import BertTokenizer
 
 from mg3d.data.manifest import SPLITS, build_manifest, split_hash
@@ -121,8 +123,11 @@ def test_other_mistakes_name_the_remedy(prepared: Path) -> None:
         Pairs(prepared, "test", CONTRACT)
 
 
+SENTENCES = ["No nodule.", "1.5 cm", "Clear"]
+
+
 def test_tokens_know_their_sentence_and_word(tokenizer: BertTokenizer) -> None:
-    tokens = tokenize_report(["No nodule.", "1.5 cm", "Clear"], tokenizer, 32)
+    tokens = tokenize_report(SENTENCES, tokenizer, 32)
     words = tokenizer.convert_ids_to_tokens(tokens.input_ids)
     expected = ["[CLS]", "no", "nod", "##ule", ".", "1", ".", "5", "cm", "clear", "[SEP]"]
     assert words == expected
@@ -131,12 +136,34 @@ def test_tokens_know_their_sentence_and_word(tokenizer: BertTokenizer) -> None:
     assert tokens.num_truncated == 0
 
 
-def test_truncation_keeps_the_separator_and_is_counted(tokenizer: BertTokenizer) -> None:
-    tokens = tokenize_report(["No nodule.", "1.5 cm", "Clear"], tokenizer, 8)
-    assert tokenizer.convert_ids_to_tokens(tokens.input_ids)[-2:] == [".", "[SEP]"]
-    assert len(tokens.input_ids) == 8
-    assert tokens.sentence_index == [-1, 0, 0, 0, 0, 1, 1, -1]
-    assert tokens.num_truncated == 3
+@pytest.mark.parametrize(
+    ("max_tokens", "num_kept", "last_sentence"),
+    [(11, 9, 2), (10, 8, 1), (9, 4, 0), (6, 4, 0), (5, 3, 0), (3, 1, 0)],  # 4, 4 and 1 tokens
+)
+def test_truncation_is_at_a_sentence_keeps_the_separator_and_is_counted(
+    tokenizer: BertTokenizer, max_tokens: int, num_kept: int, last_sentence: int
+) -> None:
+    whole = tokenize_report(SENTENCES, tokenizer, 32)
+    tokens = tokenize_report(SENTENCES, tokenizer, max_tokens)
+    for name in ("input_ids", "sentence_index", "word_index"):
+        assert getattr(tokens, name)[:-1] == getattr(whole, name)[: num_kept + 1]
+        assert getattr(tokens, name)[-1] == getattr(whole, name)[-1]
+    assert max(tokens.sentence_index) == last_sentence
+    assert tokens.num_truncated == 9 - num_kept
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=12), st.integers(3, 40))
+def test_every_sentence_but_the_first_is_whole_or_absent(
+    tokenizer: BertTokenizer, lengths: list[int], max_tokens: int
+) -> None:
+    sentences = [" ".join(["clear"] * length) for length in lengths]
+    tokens = tokenize_report(sentences, tokenizer, max_tokens)
+    counts = [tokens.sentence_index.count(index) for index in range(len(lengths))]
+    fits = [sum(lengths[: index + 1]) <= max_tokens - 2 for index in range(len(lengths))]
+    assert counts[1:] == [n if fit else 0 for n, fit in list(zip(lengths, fits, strict=True))[1:]]
+    assert counts[0] == min(lengths[0], max_tokens - 2)
+    assert sum(counts) + tokens.num_truncated == sum(lengths)
 
 
 def test_batch(tokenizer: BertTokenizer) -> None:
