@@ -7,10 +7,11 @@ closing with an unsettled input is a bug of ours and raises. Input ids must not 
 
 import json
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 from mg3d import paths
 
@@ -42,6 +43,7 @@ class Reason(StrEnum):
     NOT_HU = "not_hu"
     EMPTY_REPORT = "empty_report"
     REPORT_NOT_GIVEN = "report_not_given"
+    FOREIGN_LANGUAGE = "foreign_language"
     NO_KEY = "no_key"
     DUPLICATE_REPORT_KEY = "duplicate_report_key"
     NO_SENTENCES = "no_sentences"
@@ -52,6 +54,14 @@ class Reason(StrEnum):
     ORPHAN_IMAGE = "orphan_image"
     INVALID_LABEL = "invalid_label"
     NOT_IN_SPLIT = "not_in_split"
+
+
+class Fate(NamedTuple):
+    """What became of an input: used if there is no reason."""
+
+    reason: Reason | None
+    detail: str
+    count: int
 
 
 @dataclass(frozen=True)
@@ -67,67 +77,109 @@ class Entry:
 class Ledger:
     """Settles every input of one stage or epoch once.
 
-    ``unit`` names what is counted ("series", "report", "volume", "sample"). ``settle`` calls may
-    come in any order; :meth:`write` sorts by id so that the files are reproducible.
+    ``unit`` names what is counted ("series", "report", "volume", "sample"). Inputs may be settled
+    in any order; :meth:`write` sorts by id so that the files are reproducible. A million inputs
+    take about 0.2 GB: one dictionary entry each, and one `Fate` for all that share it.
     """
 
     def __init__(self, stage: str, unit: str, inputs: Iterable[str] = ()) -> None:
         self.stage = stage
         self.unit = unit
-        self._inputs: set[str] = set()
-        self._entries: dict[str, Entry] = {}
+        self._fates: dict[str, Fate | None] = {}  # None: declared, not settled
+        self._known: dict[Fate, Fate] = {}
+        self._counts: dict[str, int] = {}
         for input_id in inputs:
             self.declare(input_id)
 
     def declare(self, input_id: str) -> None:
         """Announce an input. Raises AssertionError if it was announced before."""
-        assert input_id not in self._inputs, f"ledger {self.stage}: {input_id} declared twice"
-        self._inputs.add(input_id)
+        assert input_id not in self._fates, f"ledger {self.stage}: {input_id} declared twice"
+        self._fates[input_id] = None
 
     def use(self, input_id: str, count: int = 1) -> None:
         """Settle an input as used."""
-        self._settle(Entry(input_id, None, "", count))
+        self._settle([input_id], Fate(None, "", count))
+
+    def use_all(self, input_ids: Iterable[str]) -> None:
+        """Settle many inputs as used."""
+        self._settle(input_ids, Fate(None, "", 1))
 
     def quarantine(self, input_id: str, reason: Reason, detail: str = "", count: int = 1) -> None:
         """Settle an input as left out; ``detail`` must not identify a patient."""
-        self._settle(Entry(input_id, reason, detail, count))
+        self._settle([input_id], Fate(reason, detail, count))
 
-    def _settle(self, entry: Entry) -> None:
-        assert entry.input_id in self._inputs, f"ledger {self.stage}: {entry.input_id} undeclared"
-        assert entry.input_id not in self._entries, (
-            f"ledger {self.stage}: {entry.input_id} settled twice"
-        )
-        self._entries[entry.input_id] = entry
+    def quarantine_all(self, input_ids: Iterable[str], reason: Reason, detail: str = "") -> None:
+        """Settle many inputs as left out for one reason."""
+        self._settle(input_ids, Fate(reason, detail, 1))
+
+    def count(self, name: str, number: int) -> None:
+        """Note a number beside the conservation, e.g. how many texts are distinct."""
+        assert name not in self._counts, f"ledger {self.stage}: {name} counted twice"
+        self._counts[name] = number
+
+    def _settle(self, input_ids: Iterable[str], fate: Fate) -> None:
+        fate = self._known.setdefault(fate, fate)
+        fates = self._fates
+        for input_id in input_ids:
+            if fates.get(input_id, fate) is not None:
+                known = input_id in fates
+                problem = "settled twice" if known else "undeclared"
+                raise AssertionError(f"ledger {self.stage}: {input_id} {problem}")
+            fates[input_id] = fate
 
     @property
     def entries(self) -> list[Entry]:
         """Settled inputs, sorted by id."""
-        return [self._entries[key] for key in sorted(self._entries)]
+        settled = sorted((key, fate) for key, fate in self._fates.items() if fate is not None)
+        return [Entry(key, *fate) for key, fate in settled]
 
     def summary(self) -> dict[str, object]:
-        """``{stage, unit, inputs, used, quarantined, reasons}``; checks conservation."""
-        missing = sorted(self._inputs - set(self._entries))
-        assert not missing, f"ledger {self.stage}: unsettled inputs {missing[:5]}"
-        reasons = Counter(str(e.reason) for e in self._entries.values() if e.reason is not None)
-        quarantined = sum(reasons.values())
-        return {
+        """``{stage, unit, inputs, used, quarantined, reasons}``; checks conservation.
+
+        ``counts`` too if there are any.
+        """
+        fates = Counter(self._fates.values())
+        if fates.pop(None, 0):
+            missing = sorted(key for key, fate in self._fates.items() if fate is None)
+            raise AssertionError(f"ledger {self.stage}: unsettled inputs {missing[:5]}")
+        reasons: Counter[str] = Counter()
+        for fate, number in fates.items():
+            if fate is not None and fate.reason is not None:
+                reasons[str(fate.reason)] += number
+        quarantined = reasons.total()
+        summary: dict[str, object] = {
             "stage": self.stage,
             "unit": self.unit,
-            "inputs": len(self._inputs),
-            "used": len(self._entries) - quarantined,
+            "inputs": len(self._fates),
+            "used": len(self._fates) - quarantined,
             "quarantined": quarantined,
             "reasons": dict(sorted(reasons.items())),
         }
+        return summary | ({"counts": dict(sorted(self._counts.items()))} if self._counts else {})
 
     def write(self, folder: Path) -> None:
         """Write ``ledger.json`` (the summary, a DVC metric) and ``ledger.jsonl`` (the entries)."""
         summary = self.summary()
-        with paths.atomic_write(folder / paths.LEDGER_ENTRIES) as temporary:
-            temporary.write_text(
-                "".join(json.dumps(asdict(entry), sort_keys=True) + "\n" for entry in self.entries)
-            )
+        with (
+            paths.atomic_write(folder / paths.LEDGER_ENTRIES) as temporary,
+            temporary.open("w") as file,
+        ):
+            file.writelines(self._lines())
         with paths.atomic_write(folder / paths.LEDGER_SUMMARY) as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n")
+
+    def _lines(self) -> Iterator[str]:
+        """Each entry as JSON with sorted keys; what a fate's lines share is formatted once."""
+        around, quoted = {}, json.JSONEncoder().encode
+        for fate in self._known:
+            head = json.dumps({"count": fate.count, "detail": fate.detail})
+            around[fate] = (
+                f'{head[:-1]}, "input_id": ',
+                f', "reason": {json.dumps(fate.reason)}}}\n',
+            )
+        for input_id in sorted(self._fates):
+            before, after = around[self._fates[input_id]]  # type: ignore[index] # all are settled
+            yield f"{before}{quoted(input_id)}{after}"
 
 
 def read_summaries(prepared: Path) -> list[dict[str, object]]:

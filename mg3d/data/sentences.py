@@ -50,26 +50,65 @@ def _pysbd() -> Any:
     return pysbd.Segmenter(language="en", clean=False)
 
 
+# pysbd's time grows with the square of a text's length (10,000 sentences: over a minute), so a line
+# longer than this goes to it in windows.
+_WINDOW = 8000
+_CLEAR_END = re.compile(r"(?<=[a-z0-9)][.!?])\s(?=[A-Z][a-z])")
+_ANY_END = re.compile(r"(?<=[.!?])\s")
+
+
+def _windows(line: str) -> list[Span]:
+    """Spans of at most `_WINDOW` characters that tile ``line``, cut where a sentence surely ends.
+
+    If a window has no such place (outside parentheses, no abbreviation), at its last mark with a
+    blank; if it has none either, a window is longer, up to the next.
+    """
+    windows, start = [], 0
+    while len(line) - start > _WINDOW:
+        part = line[start : start + _WINDOW]
+        clear = [
+            match.start()
+            for match in _CLEAR_END.finditer(part)
+            if not _NEEDS_MORE.search(part, max(0, match.start() - 20), match.start())
+        ]
+        closed = (at for at in reversed(clear) if part.count("(", 0, at) == part.count(")", 0, at))
+        marks = [match.start() for match in _ANY_END.finditer(part)]
+        later = _ANY_END.search(line, start + _WINDOW)
+        longer = later.start() - start if later else len(line) - start
+        end = start + next(closed, marks[-1] if marks else longer)
+        windows.append((start, end))
+        start = end
+    return [*windows, (start, len(line))]
+
+
+def _pieces(text: str) -> list[Span]:
+    """Spans by pysbd and `_ALSO_SPLIT`; together they hold all visible characters."""
+    pieces: list[Span] = []
+    position = 0
+    for sentence in _pysbd().segment(text):
+        start = text.find(sentence.strip(), position)
+        if start < 0 or text[position:start].strip():
+            return [(0, len(text))]  # pysbd rewrote the text: one long sentence, no loss
+        end = start + len(sentence.strip())
+        also = [match.start() for match in _ALSO_SPLIT.finditer(text, start, end)]
+        pieces.extend(_cut(text, (start, end), also))
+        position = end
+    return [(0, len(text))] if text[position:].strip() else pieces
+
+
 @lru_cache(maxsize=65536)
 def _split_line(line: str) -> tuple[Span, ...]:
     """Spans of the sentences of one line; together they hold all its visible characters."""
     if not re.search(r"[.!?]\s*\S", line):  # nothing inside that could end a sentence
         return ((0, len(line)),)
-    pieces: list[Span] = []
-    position = 0
-    for text in _pysbd().segment(line):
-        start = line.find(text.strip(), position)
-        if start < 0 or line[position:start].strip():
-            return ((0, len(line)),)  # pysbd rewrote the text: one long sentence, no loss
-        end = start + len(text.strip())
-        also = [match.start() for match in _ALSO_SPLIT.finditer(line, start, end)]
-        pieces.extend(_cut(line, (start, end), also))
-        position = end
-    if line[position:].strip():
-        return ((0, len(line)),)
+    pieces = [
+        (start + offset, end + offset)
+        for offset, window_end in _windows(line)
+        for start, end in _pieces(line[offset:window_end])
+    ]
     merged: list[Span] = []
     for start, end in pieces:
-        if merged and _belongs(line[slice(*merged[-1])], line[start:end]):
+        if merged and _belongs(line[slice(*merged[-1])].strip(), line[start:end].strip()):
             merged[-1] = (merged[-1][0], end)
         else:
             merged.append((start, end))

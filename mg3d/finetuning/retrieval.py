@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mg3d import paths
 from mg3d.data.pairs import Collate, Pair
-from mg3d.data.reports import normalise, unwrap
+from mg3d.data.report_text import normalise, unwrap
 from mg3d.data.sentences import split_sentences
 from mg3d.figures import retrieval as figures
 from mg3d.finetuning.fitting import fit_head

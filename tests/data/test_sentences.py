@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mg3d.data.sentences import segment_sentences, split_sentences
+from mg3d.data.sentences import _split_line, _windows, segment_sentences, split_sentences
 from mg3d.params import SegmentSentences
 
 
@@ -93,6 +93,7 @@ WORDS = (
     "HU",
 )
 MARKS = ("(", ") ", ", ", "; ", "\n", "1. ", "- ", "? ", "...", "b) ", '"', " ", "!", "ü", "& ")
+MODES = ["sentence", "clause"]
 PIECES = st.sampled_from(WORDS + MARKS)
 
 
@@ -109,6 +110,18 @@ def test_spans_are_ordered_disjoint_trimmed_and_lose_nothing(text: str, mode: st
     inside = "".join(text[start:end] for start, end in spans)
     letters = [c for c in text if c.isalpha()]
     assert [c for c in inside if c.isalpha()] == letters
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.lists(PIECES, max_size=12).map("".join), max_size=4), st.sampled_from(MODES))
+def test_a_concatenations_sentences_are_those_of_its_lines(texts: list[str], mode: str) -> None:
+    """Joined by a line end, as sections are; within a line a sentence may go on."""
+    together = split_sentences("\n".join(texts), mode)
+    expected, offset = [], 0
+    for text in texts:
+        expected += [(start + offset, end + offset) for start, end in split_sentences(text, mode)]
+        offset += len(text) + 1
+    assert together == expected
 
 
 def reports(folder: Path, rows: list[tuple[str, str, str]]) -> Path:
@@ -137,6 +150,53 @@ def test_table_ids_spans_and_cut_tail(tmp_path: Path) -> None:
     for row in table.itertuples():
         section = source_table.loc[row.report_id, row.section]
         assert section[row.start : row.end] == row.text
+
+
+def test_ids_are_stable_under_re_runs_and_edits_of_other_reports(tmp_path: Path) -> None:
+    mine = ("r2", "A one. A two.", "B one.")
+    tables = []
+    for name, rows in (
+        ("first", [("r1", "C.", "D."), mine]),
+        ("again", [("r1", "C.", "D."), mine]),
+        ("edited", [("r0", "New one. And two.", ""), mine, ("r1", "C. E. F.", "")]),
+    ):
+        source = reports(tmp_path / name, rows)
+        segment_sentences(source, tmp_path / name / "out", SegmentSentences())
+        table = pd.read_parquet(tmp_path / name / "out/sentences.parquet")
+        tables.append(table[table["report_id"] == "r2"].to_dict("records"))
+    assert tables[0] == tables[1] == tables[2]
+    assert [row["sentence_id"] for row in tables[0]] == ["r2:0", "r2:1", "r2:2"]
+
+
+def test_a_report_of_ten_thousand_sentences_keeps_its_first(tmp_path: Path) -> None:
+    sentences = [f"Nodule {i} measures 1.{i} cm." for i in range(10_000)]
+    rows = [("long", " ".join(sentences), "Normal."), ("short", "A.", "")]
+    source = reports(tmp_path / "in", rows)
+    start = time.process_time()
+    segment_sentences(source, tmp_path / "out", SegmentSentences())
+    assert time.process_time() - start < 30
+    table = pd.read_parquet(tmp_path / "out/sentences.parquet").set_index("report_id")
+    assert table.loc["long", "text"].tolist() == sentences[:64]
+    assert set(table.loc["long", "num_dropped"]) == {10_001 - 64}
+    assert table.loc["short", "num_dropped"] == 0
+
+
+@pytest.mark.parametrize(
+    "sentence", ["Seen by Dr. Hale (old. Or not) at 1.5 cm. ", "no effusion. ", "No end ", "A(. B "]
+)
+def test_windows_tile_a_long_line_and_change_no_sentence(
+    sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = sentence * 40
+    whole = [line[start:end].strip() for start, end in _split_line(line)]
+    monkeypatch.setattr("mg3d.data.sentences._WINDOW", 100)
+    _split_line.cache_clear()
+    windows = _windows(line)
+    assert "".join(line[start:end] for start, end in windows) == line
+    assert [line[start:end].strip() for start, end in _split_line(line)] == whole
+    if "." in sentence[:-2]:
+        assert max(end - start for start, end in windows) <= 100
+    _split_line.cache_clear()
 
 
 def test_without_input_it_says_what_to_run(tmp_path: Path) -> None:
