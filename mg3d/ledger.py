@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
 
 from mg3d import paths
 
@@ -56,7 +55,8 @@ class Reason(StrEnum):
     NOT_IN_SPLIT = "not_in_split"
 
 
-class Fate(NamedTuple):
+@dataclass(frozen=True)
+class Fate:
     """What became of an input: used if there is no reason."""
 
     reason: Reason | None
@@ -74,27 +74,30 @@ class Entry:
     count: int = 1
 
 
+_UNSETTLED = -1
+
+
 class Ledger:
     """Settles every input of one stage or epoch once.
 
     ``unit`` names what is counted ("series", "report", "volume", "sample"). Inputs may be settled
     in any order; :meth:`write` sorts by id so that the files are reproducible. A million inputs
-    take about 0.2 GB: one dictionary entry each, and one `Fate` for all that share it.
+    take about 0.2 GB: one dictionary entry each, and one `Fate` for all that share one.
     """
 
     def __init__(self, stage: str, unit: str, inputs: Iterable[str] = ()) -> None:
         self.stage = stage
         self.unit = unit
-        self._fates: dict[str, Fate | None] = {}  # None: declared, not settled
-        self._known: dict[Fate, Fate] = {}
+        self._fate_of: dict[str, int] = {}  # place in _fates, or _UNSETTLED
+        self._fates: dict[Fate, int] = {}
         self._counts: dict[str, int] = {}
         for input_id in inputs:
             self.declare(input_id)
 
     def declare(self, input_id: str) -> None:
         """Announce an input. Raises AssertionError if it was announced before."""
-        assert input_id not in self._fates, f"ledger {self.stage}: {input_id} declared twice"
-        self._fates[input_id] = None
+        assert input_id not in self._fate_of, f"ledger {self.stage}: {input_id} declared twice"
+        self._fate_of[input_id] = _UNSETTLED
 
     def use(self, input_id: str, count: int = 1) -> None:
         """Settle an input as used."""
@@ -118,40 +121,39 @@ class Ledger:
         self._counts[name] = number
 
     def _settle(self, input_ids: Iterable[str], fate: Fate) -> None:
-        fate = self._known.setdefault(fate, fate)
-        fates = self._fates
+        place, fate_of = self._fates.setdefault(fate, len(self._fates)), self._fate_of
         for input_id in input_ids:
-            if fates.get(input_id, fate) is not None:
-                known = input_id in fates
-                problem = "settled twice" if known else "undeclared"
+            if fate_of.get(input_id, place) != _UNSETTLED:
+                problem = "settled twice" if input_id in fate_of else "undeclared"
                 raise AssertionError(f"ledger {self.stage}: {input_id} {problem}")
-            fates[input_id] = fate
+            fate_of[input_id] = place
 
     @property
     def entries(self) -> list[Entry]:
         """Settled inputs, sorted by id."""
-        settled = sorted((key, fate) for key, fate in self._fates.items() if fate is not None)
-        return [Entry(key, *fate) for key, fate in settled]
+        settled = sorted(item for item in self._fate_of.items() if item[1] != _UNSETTLED)
+        fates = list(self._fates)
+        return [Entry(key, fates[n].reason, fates[n].detail, fates[n].count) for key, n in settled]
 
     def summary(self) -> dict[str, object]:
         """``{stage, unit, inputs, used, quarantined, reasons}``; checks conservation.
 
         ``counts`` too if there are any.
         """
-        fates = Counter(self._fates.values())
-        if fates.pop(None, 0):
-            missing = sorted(key for key, fate in self._fates.items() if fate is None)
+        numbers = Counter(self._fate_of.values())
+        if numbers[_UNSETTLED]:
+            missing = sorted(key for key, place in self._fate_of.items() if place == _UNSETTLED)
             raise AssertionError(f"ledger {self.stage}: unsettled inputs {missing[:5]}")
         reasons: Counter[str] = Counter()
-        for fate, number in fates.items():
-            if fate is not None and fate.reason is not None:
-                reasons[str(fate.reason)] += number
+        for fate, place in self._fates.items():
+            if fate.reason is not None and numbers[place]:
+                reasons[str(fate.reason)] += numbers[place]
         quarantined = reasons.total()
         summary: dict[str, object] = {
             "stage": self.stage,
             "unit": self.unit,
-            "inputs": len(self._fates),
-            "used": len(self._fates) - quarantined,
+            "inputs": len(self._fate_of),
+            "used": len(self._fate_of) - quarantined,
             "quarantined": quarantined,
             "reasons": dict(sorted(reasons.items())),
         }
@@ -170,15 +172,14 @@ class Ledger:
 
     def _lines(self) -> Iterator[str]:
         """Each entry as JSON with sorted keys; what a fate's lines share is formatted once."""
-        around, quoted = {}, json.JSONEncoder().encode
-        for fate in self._known:
+        around, quoted = [], json.JSONEncoder().encode
+        for fate in self._fates:
             head = json.dumps({"count": fate.count, "detail": fate.detail})
-            around[fate] = (
-                f'{head[:-1]}, "input_id": ',
-                f', "reason": {json.dumps(fate.reason)}}}\n',
+            around.append(
+                (f'{head[:-1]}, "input_id": ', f', "reason": {json.dumps(fate.reason)}}}\n')
             )
-        for input_id in sorted(self._fates):
-            before, after = around[self._fates[input_id]]  # type: ignore[index] # all are settled
+        for input_id in sorted(self._fate_of):
+            before, after = around[self._fate_of[input_id]]
             yield f"{before}{quoted(input_id)}{after}"
 
 

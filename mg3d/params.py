@@ -122,6 +122,7 @@ class BuildManifest(Section):
     seed: int = 0
     validation_fraction: Fraction = Field(0.1, gt=0, lt=1)
     test_fraction: Fraction = Field(0.1, ge=0, lt=1)
+    max_shard_studies: int = Field(512, ge=1, description="a shard is of one split")
 
     @model_validator(mode="after")
     def _check(self) -> "BuildManifest":

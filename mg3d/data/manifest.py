@@ -1,11 +1,11 @@
 """STAGE build_manifest: packed volumes and segmented reports -> one row per pair, split by patient.
 
-A patient's split depends on the patient's pseudonym and the seed alone: SHA-256 of both, read as a
-number in [0, 1), is compared with the fractions. So a patient never changes sides when others come
-or go, and two studies of a patient never part. Fractions hold in expectation, not exactly.
+Splits and shards are by hash (`planning`): nobody moves when others come or go. Reports of the same
+words keep their ``text_group`` here, so that a contrastive loss may know them for what they are.
 
 Studies and reports join by accession number. Of several studies under one number the one with most
-slices is taken (of equals the first by id), as one report cannot be split among them.
+slices is taken (of equals the first by id), as one report cannot be split among them. Everything
+works on columns: a million studies take seconds (`benchmarks/planning.py`).
 """
 
 import hashlib
@@ -15,28 +15,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mg3d import paths
+from mg3d.data.planning import SPLITS, assign_shards, assign_splits, hash_keys
+from mg3d.data.schema import Column, check_table
 from mg3d.ledger import Ledger, Reason
 from mg3d.params import BuildManifest
 
 if TYPE_CHECKING:
     import pandas as pd
 
+SHA256, DIGEST = "[0-9a-f]{64}", "[0-9a-f]{16}"
 COLUMNS = [
-    *("study_id", "patient_id", "report_id", "split", "volume", "volume_sha256"),
-    *("contract_digest", "num_sentences"),
+    Column("study_id", "text", "pseudonym; the key"),
+    Column("patient_id", "text", "pseudonym; a patient is in one split"),
+    Column("report_id", "text", "pseudonym"),
+    Column("text_group", "text", "equal for reports of the same words"),
+    Column("split", "text", "by patient", choices=SPLITS),
+    Column("shard", "text", "studies of a split that are moved together"),
+    Column("volume", "text", "packed volume, relative to prepared/"),
+    Column("volume_sha256", "text", "of that file", pattern=SHA256),
+    Column("contract_digest", "text", "of the volume contract", pattern=DIGEST),
+    Column("num_sentences", "whole", "of the report, after the cut", "sentences", at_least=1),
 ]
-SPLITS = ("train", "validation", "test")
-
-
-def assign_split(patient_id: str, params: BuildManifest) -> str:
-    """The split of a patient: ``train``, ``validation`` or ``test``."""
-    digest = hashlib.sha256(f"{params.seed}:{patient_id}".encode()).hexdigest()
-    position = int(digest[:13], 16) / 16**13
-    if position < params.test_fraction:
-        return "test"
-    if position < params.test_fraction + params.validation_fraction:
-        return "validation"
-    return "train"
 
 
 def split_hash(splits: dict[str, list[str]]) -> str:
@@ -45,19 +44,7 @@ def split_hash(splits: dict[str, list[str]]) -> str:
     return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()
 
 
-def check_table(table: "pd.DataFrame", columns: Sequence[str], key: str, name: str) -> None:
-    """Raise ValueError unless ``table`` has the ``columns``, no value missing, ``key`` unique."""
-    remedy = f"{name} was not written by this version: run `dvc repro --force`"
-    for column in columns:
-        if column not in table.columns:
-            raise ValueError(f"{name} lacks the column {column!r}; {remedy}")
-        if table[column].isna().any():
-            raise ValueError(f"{name} has an empty {column!r}; {remedy}")
-    if table[key].duplicated().any():
-        raise ValueError(f"{name} has {key} {table[key][table[key].duplicated()].iloc[0]} twice")
-
-
-def read_table(path: Path, columns: Sequence[str], key: str) -> "pd.DataFrame":
+def read_table(path: Path, columns: Sequence[Column | str], key: str) -> "pd.DataFrame":
     """A checked table of an earlier stage. Raises ValueError if it is absent or malformed."""
     import pandas as pd
 
@@ -75,8 +62,6 @@ def build_manifest(source: Path, out: Path, params: BuildManifest) -> Ledger:
     ``source``. Returns the ledger, also written to ``out``. Raises ValueError if a table is absent
     or malformed, or no pair is left for training.
     """
-    import pandas as pd
-
     converted = read_table(
         paths.stage_folder("convert_dicom", source) / paths.MANIFEST,
         ("study_id", "patient_id", "accession_id", "num_slices"),
@@ -87,56 +72,33 @@ def build_manifest(source: Path, out: Path, params: BuildManifest) -> Ledger:
         ("study_id", "volume", "volume_sha256", "contract_digest"),
         "study_id",
     )
-    sentences = read_table(
-        paths.stage_folder("segment_sentences", source) / paths.SENTENCE_TABLE,
-        ("report_id", "accession_id", "sentence_id"),
-        "sentence_id",
+    reports = read_table(
+        paths.stage_folder("segment_sentences", source) / paths.REPORT_TABLE,
+        ("report_id", "accession_id", "text_group", "num_sentences"),
+        "report_id",
     )
+    check_table(reports, (), "accession_id", "segment_sentences' reports")
     if packed["contract_digest"].nunique() > 1:
         raise ValueError("volumes of two contracts in pack_volumes: run `dvc repro --force`")
-    studies = packed.merge(converted, on="study_id", how="left", validate="one_to_one")
+    of_study = ["study_id", "patient_id", "accession_id", "num_slices"]
+    studies = packed.merge(converted[of_study], on="study_id", how="left", validate="one_to_one")
     check_table(studies, ("patient_id", "accession_id"), "study_id", "pack_volumes' manifest")
-    reports = sentences.groupby(["report_id", "accession_id"], as_index=False).size()
-    reports = reports.rename(columns={"size": "num_sentences"})
 
     ledger = Ledger(
         "build_manifest", "study or report", [*studies["study_id"], *reports["report_id"]]
     )
-    report_of = {row.accession_id: row for row in reports.itertuples()}
+    manifest = plan(join(studies, reports, ledger), params)
     volumes = paths.stage_folder("pack_volumes", Path()) / paths.VOLUMES
-    rows = []
-    studies = studies.sort_values(["num_slices", "study_id"], ascending=[False, True])
-    for accession_id, group in studies.groupby("accession_id", sort=False):
-        report = report_of.pop(accession_id, None)
-        shared = group["patient_id"].nunique() > 1
-        if report is not None and shared:
-            ledger.quarantine(report.report_id, Reason.MIXED_PATIENTS, "accession of two patients")
-        elif report is not None:
-            ledger.use(report.report_id)
-        for place, study in enumerate(group.itertuples()):
-            if report is None:
-                detail = "" if accession_id else "no accession number"
-                ledger.quarantine(study.study_id, Reason.STUDY_WITHOUT_REPORT, detail)
-            elif shared:
-                ledger.quarantine(
-                    study.study_id, Reason.MIXED_PATIENTS, "accession of two patients"
-                )
-            elif place:
-                ledger.quarantine(study.study_id, Reason.NOT_CHOSEN, "accession of two studies")
-            else:
-                ledger.use(study.study_id)
-                rows.append(
-                    (
-                        *(study.study_id, study.patient_id, report.report_id),
-                        assign_split(study.patient_id, params),
-                        (volumes / study.volume).as_posix(),
-                        *(study.volume_sha256, study.contract_digest, report.num_sentences),
-                    )
-                )
-    for report in report_of.values():
-        ledger.quarantine(report.report_id, Reason.REPORT_WITHOUT_STUDY)
+    manifest["volume"] = f"{volumes.as_posix()}/" + manifest["volume"]
+    manifest = manifest[[column.name for column in COLUMNS]]
+    check_table(manifest, COLUMNS, "study_id", "build_manifest/manifest.parquet")
+    groups = manifest["text_group"].value_counts()
+    ledger.count("patients", manifest["patient_id"].nunique())
+    ledger.count("shards", manifest["shard"].nunique())
+    ledger.count("pairs_of_a_text_that_others_have", int(groups[groups > 1].sum()))
+    for split in SPLITS:
+        ledger.count(f"pairs_in_{split}", int((manifest["split"] == split).sum()))
 
-    manifest = pd.DataFrame(rows, columns=COLUMNS).sort_values("study_id")
     splits = {name: manifest.loc[manifest["split"] == name, "study_id"].tolist() for name in SPLITS}
     with paths.atomic_write(out / paths.MANIFEST) as temporary:
         manifest.to_parquet(temporary, index=False)
@@ -146,3 +108,42 @@ def build_manifest(source: Path, out: Path, params: BuildManifest) -> Ledger:
     if not splits["train"]:
         raise ValueError(f"no pair left for training: {ledger.summary()}")
     return ledger
+
+
+def join(studies: "pd.DataFrame", reports: "pd.DataFrame", ledger: Ledger) -> "pd.DataFrame":
+    """Pairs of a study and a report, one per accession number; settles both in ``ledger``."""
+    studies = studies.sort_values(["num_slices", "study_id"], ascending=[False, True])
+    accession = studies["accession_id"]
+    patients = studies[["accession_id", "patient_id"]].drop_duplicates()["accession_id"]
+    shared = set(patients[patients.duplicated()])  # one number, two patients
+    has_report = accession.isin(reports["accession_id"])
+    is_shared = accession.isin(shared)
+    chosen = ~accession.duplicated()
+
+    def ids(rows: "pd.Series") -> list[str]:
+        return studies.loc[rows, "study_id"].tolist()
+
+    none, mixed = Reason.STUDY_WITHOUT_REPORT, Reason.MIXED_PATIENTS
+    ledger.quarantine_all(ids(~has_report & (accession != "")), none)
+    ledger.quarantine_all(ids(~has_report & (accession == "")), none, "no accession number")
+    ledger.quarantine_all(ids(has_report & is_shared), mixed, "accession of two patients")
+    ledger.quarantine_all(
+        ids(has_report & ~is_shared & ~chosen), Reason.NOT_CHOSEN, "accession of two studies"
+    )
+    pairs = studies[has_report & ~is_shared & chosen].merge(reports, on="accession_id")
+    ledger.use_all(pairs["study_id"])
+    ledger.use_all(pairs["report_id"])
+    without_study = ~reports["accession_id"].isin(accession)
+    of_shared = reports["accession_id"].isin(shared)
+    ledger.quarantine_all(reports.loc[of_shared, "report_id"], mixed, "accession of two patients")
+    ledger.quarantine_all(reports.loc[without_study, "report_id"], Reason.REPORT_WITHOUT_STUDY)
+    return pairs
+
+
+def plan(pairs: "pd.DataFrame", params: BuildManifest) -> "pd.DataFrame":
+    """``pairs`` (``study_id``, ``patient_id``), sorted by study, with their split and shard."""
+    planned = pairs.sort_values("study_id", ignore_index=True)
+    splits = assign_splits(planned["patient_id"], params)
+    keys = hash_keys(planned["study_id"].tolist())
+    shards = assign_shards(splits, keys, params.max_shard_studies)
+    return planned.assign(split=splits.astype(str), shard=shards.astype(str))

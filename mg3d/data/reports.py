@@ -70,7 +70,7 @@ def clean_report(row: dict[str, str], params: CleanReports) -> Report | Reason:
         return Reason.FOREIGN_LANGUAGE if dropped["foreign"] else Reason.EMPTY_REPORT
     if sum(map(len, kept)) < params.min_characters:
         return Reason.EMPTY_REPORT
-    return Report(*kept, dropped)
+    return Report(kept[0], kept[1], dropped)
 
 
 def text_group(findings: str, impression: str) -> str:

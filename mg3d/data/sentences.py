@@ -26,6 +26,7 @@ COLUMNS = [
     *("report_id", "accession_id", "sentence_id", "index", "section", "text", "start", "end"),
     "num_dropped",  # sentences of the report beyond max_sentences
 ]
+REPORT_COLUMNS = ["report_id", "accession_id", "text_group", "num_sentences", "num_dropped"]
 SECTIONS = ("findings", "impression")
 
 Span = tuple[int, int]
@@ -164,12 +165,13 @@ def split_sentences(text: str, mode: Literal["sentence", "clause"] = "sentence")
 
 
 def segment_sentences(source: Path, out: Path, params: SegmentSentences) -> Ledger:
-    """Segment the reports of ``source`` (clean_reports) into ``out/sentences.parquet``.
+    """Segment the reports of ``source`` (clean_reports): ``out/sentences.parquet``, a row each.
 
-    One row per sentence: ``section_text[start:end] == text``; ``index`` counts through findings,
-    then impression; ``sentence_id`` is ``report_id:index``. A report keeps its first
-    ``max_sentences``; how many were cut stands in ``num_dropped`` of each of its rows. Returns the
-    ledger, also written to ``out``. Raises ValueError if there are no reports or no sentences.
+    ``section_text[start:end] == text``; ``index`` counts through findings, then impression;
+    ``sentence_id`` is ``report_id:index``. A report keeps its first ``max_sentences``; how many
+    were cut stands in ``num_dropped`` of each of its rows. ``out/reports.parquet`` has one row per
+    report that has sentences. Returns the ledger, also written to ``out``. Raises ValueError if
+    there are no reports or no sentences.
     """
     import pandas as pd
 
@@ -179,6 +181,7 @@ def segment_sentences(source: Path, out: Path, params: SegmentSentences) -> Ledg
     reports = pd.read_parquet(table)
     ledger = Ledger("segment_sentences", "report", reports["report_id"])
     rows: list[tuple[object, ...]] = []
+    report_rows: list[tuple[object, ...]] = []
     records = reports.to_dict("records")
     for report in progress(iter(records), len(records), "segment_sentences: reports"):
         sentences = [
@@ -192,6 +195,8 @@ def segment_sentences(source: Path, out: Path, params: SegmentSentences) -> Ledg
             continue
         ledger.use(report_id)
         num_dropped = max(0, len(sentences) - params.max_sentences)
+        ids = (report_id, report["accession_id"], report["text_group"])
+        report_rows.append((*ids, len(sentences) - num_dropped, num_dropped))
         for index, (section, start, end) in enumerate(sentences[: params.max_sentences]):
             text = report[section][start:end]
             sentence_id = f"{report_id}:{index}"
@@ -204,6 +209,8 @@ def segment_sentences(source: Path, out: Path, params: SegmentSentences) -> Ledg
     sentences_table = pd.DataFrame(rows, columns=COLUMNS)
     with paths.atomic_write(out / paths.SENTENCE_TABLE) as temporary:
         sentences_table.to_parquet(temporary, index=False)
+    with paths.atomic_write(out / paths.REPORT_TABLE) as temporary:
+        pd.DataFrame(report_rows, columns=REPORT_COLUMNS).to_parquet(temporary, index=False)
     ledger.write(out)
     if not rows:
         raise ValueError(f"no sentence in any report of {table}: {ledger.summary()['reasons']}")

@@ -6,7 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mg3d.data.manifest import assign_split, build_manifest, split_hash
+from mg3d.data.manifest import build_manifest, split_hash
+from mg3d.data.planning import assign_split
+from mg3d.data.sentences import REPORT_COLUMNS
 from mg3d.params import BuildManifest
 
 PARAMS = BuildManifest(seed=0, validation_fraction=0.2, test_fraction=0.2)
@@ -29,12 +31,12 @@ def prepared(
     packed["volume_sha256"], packed["contract_digest"] = "f" * 64, "c" * 16
     packed.to_parquet(root / "pack_volumes/manifest.parquet")
     rows = [
-        (f"report-{accession}", accession, f"report-{accession}:{index}", index, f"S{index}.")
+        (f"report-{accession}", accession, f"text-{count}", count, 0)
         for accession, count in reports.items()
-        for index in range(count)
     ]
-    columns = ["report_id", "accession_id", "sentence_id", "index", "text"]
-    pd.DataFrame(rows, columns=columns).to_parquet(root / "segment_sentences/sentences.parquet")
+    pd.DataFrame(rows, columns=REPORT_COLUMNS).to_parquet(
+        root / "segment_sentences/reports.parquet"
+    )
     return root
 
 
@@ -71,7 +73,9 @@ def test_join_and_its_ledger(tmp_path: Path) -> None:
             "study_id": study,
             "patient_id": patient,
             "report_id": f"report-{accession}",
+            "text_group": f"text-{count}",
             "split": "train",
+            "shard": "train-all",
             "volume": f"pack_volumes/volumes/{study}.npy",
             "volume_sha256": "f" * 64,
             "contract_digest": "c" * 16,

@@ -14,6 +14,7 @@ from transformers import BertTokenizer
 
 from mg3d.data.manifest import SPLITS, build_manifest, split_hash
 from mg3d.data.pairs import Collate, Pair, Pairs, tokenize_report
+from mg3d.data.sentences import REPORT_COLUMNS
 from mg3d.params import BuildManifest, VolumeContract
 
 CONTRACT = VolumeContract(spacing_mm=(3.0, 3.0, 3.0), shape_voxels=(32, 64, 32))
@@ -33,13 +34,14 @@ def prepared(tmp_path: Path) -> Path:
     volumes = root / "pack_volumes/volumes"
     for folder in (volumes, root / "convert_dicom", root / "segment_sentences"):
         folder.mkdir(parents=True)
-    converted, packed, sentences = [], [], []
+    converted, packed, sentences, reports = [], [], [], []
     for i in range(12):
         hu = np.full(CONTRACT.shape_voxels, 100 * i - 1000, np.int16)
         hu[0, 0, 0] = 3000
         np.save(volumes / f"s{i:02d}.npy", hu, allow_pickle=False)
         converted.append((f"s{i:02d}", f"p{i // 2}", f"a{i}", 9))
         packed.append((f"s{i:02d}", f"s{i:02d}.npy", "f" * 64, CONTRACT.digest()))
+        reports.append((f"r{i}", f"a{i}", f"text-{i}", 2, 0))
         for index in (1, 0):  # on purpose out of order
             sentences.append((f"r{i}", f"a{i}", f"r{i}:{index}", index, f"Sentence {index}."))
     pd.DataFrame(
@@ -51,6 +53,9 @@ def prepared(tmp_path: Path) -> Path:
     pd.DataFrame(
         sentences, columns=["report_id", "accession_id", "sentence_id", "index", "text"]
     ).to_parquet(root / "segment_sentences/sentences.parquet")
+    pd.DataFrame(reports, columns=REPORT_COLUMNS).to_parquet(
+        root / "segment_sentences/reports.parquet"
+    )
     build_manifest(root, root / "build_manifest", PARAMS)
     return root
 

@@ -127,6 +127,7 @@ def test_a_concatenations_sentences_are_those_of_its_lines(texts: list[str], mod
 def reports(folder: Path, rows: list[tuple[str, str, str]]) -> Path:
     table = pd.DataFrame(rows, columns=["report_id", "findings", "impression"])
     table.insert(1, "accession_id", "accession-" + table["report_id"])
+    table["text_group"] = "text-" + table["report_id"]
     folder.mkdir()
     table.to_parquet(folder / "reports.parquet")
     return folder
@@ -146,6 +147,10 @@ def test_table_ids_spans_and_cut_tail(tmp_path: Path) -> None:
     assert table["section"].tolist() == ["findings", "findings", "impression", "impression"]
     assert table["num_dropped"].tolist() == [1, 1, 1, 0]
     assert table["start"].tolist() == [0, 7, 0, 0]
+    assert pd.read_parquet(tmp_path / "out/reports.parquet").to_dict("split")["data"] == [
+        ["r1", "accession-r1", "text-r1", 3, 1],
+        ["r2", "accession-r2", "text-r2", 1, 0],
+    ]
     source_table = pd.read_parquet(source / "reports.parquet").set_index("report_id")
     for row in table.itertuples():
         section = source_table.loc[row.report_id, row.section]

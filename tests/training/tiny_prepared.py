@@ -11,6 +11,7 @@ import torch
 from mg3d import paths
 from mg3d.data.embeddings import embed_sentences
 from mg3d.data.manifest import build_manifest
+from mg3d.data.sentences import REPORT_COLUMNS
 from mg3d.params import (
     BuildManifest,
     EmbedSentences,
@@ -117,6 +118,13 @@ def write_prepared(prepared: Path, num_studies: int = 14) -> None:
     }  # fmt: skip
     for stage, (name, rows, columns) in tables.items():
         pd.DataFrame(rows, columns=columns).to_parquet(folders[stage] / name, index=False)
+    reports_of = [
+        (report, accession, f"text-{number}", 1 + number % 3, 0)
+        for number, (report, accession, *_) in enumerate(reports)
+    ]
+    pd.DataFrame(reports_of, columns=REPORT_COLUMNS).to_parquet(
+        folders["segment_sentences"] / paths.REPORT_TABLE, index=False
+    )
     build_manifest(
         prepared,
         paths.stage_folder("build_manifest", prepared),
