@@ -91,8 +91,18 @@ class Ledger:
         self._fate_of: dict[str, int] = {}  # place in _fates, or _UNSETTLED
         self._fates: dict[Fate, int] = {}
         self._counts: dict[str, int] = {}
-        for input_id in inputs:
-            self.declare(input_id)
+        self.declare_all(inputs)
+
+    def declare_all(self, input_ids: Iterable[str]) -> None:
+        """Announce many inputs."""
+        input_ids = list(input_ids)
+        num_before = len(self._fate_of)
+        new = dict.fromkeys(input_ids, _UNSETTLED)
+        if len(new) < len(input_ids) or not self._fate_of.keys().isdisjoint(new):
+            seen = Counter(input_ids) + Counter(self._fate_of.keys() & new.keys())
+            raise AssertionError(f"ledger {self.stage}: {seen.most_common(1)[0][0]} declared twice")
+        self._fate_of |= new
+        assert len(self._fate_of) == num_before + len(input_ids)
 
     def declare(self, input_id: str) -> None:
         """Announce an input. Raises AssertionError if it was announced before."""
@@ -105,7 +115,7 @@ class Ledger:
 
     def use_all(self, input_ids: Iterable[str]) -> None:
         """Settle many inputs as used."""
-        self._settle(input_ids, Fate(None, "", 1))
+        self._settle(list(input_ids), Fate(None, "", 1))
 
     def quarantine(self, input_id: str, reason: Reason, detail: str = "", count: int = 1) -> None:
         """Settle an input as left out; ``detail`` must not identify a patient."""
@@ -113,20 +123,22 @@ class Ledger:
 
     def quarantine_all(self, input_ids: Iterable[str], reason: Reason, detail: str = "") -> None:
         """Settle many inputs as left out for one reason."""
-        self._settle(input_ids, Fate(reason, detail, 1))
+        self._settle(list(input_ids), Fate(reason, detail, 1))
 
     def count(self, name: str, number: int) -> None:
         """Note a number beside the conservation, e.g. how many texts are distinct."""
         assert name not in self._counts, f"ledger {self.stage}: {name} counted twice"
         self._counts[name] = number
 
-    def _settle(self, input_ids: Iterable[str], fate: Fate) -> None:
-        place, fate_of = self._fates.setdefault(fate, len(self._fates)), self._fate_of
-        for input_id in input_ids:
-            if fate_of.get(input_id, place) != _UNSETTLED:
-                problem = "settled twice" if input_id in fate_of else "undeclared"
-                raise AssertionError(f"ledger {self.stage}: {input_id} {problem}")
-            fate_of[input_id] = place
+    def _settle(self, input_ids: list[str], fate: Fate) -> None:
+        fate_of = self._fate_of
+        new = dict.fromkeys(input_ids, self._fates.setdefault(fate, len(self._fates)))
+        if len(new) < len(input_ids) or any(map(_UNSETTLED.__ne__, map(fate_of.get, new))):
+            for input_id, number in Counter(input_ids).items():
+                if number > 1 or fate_of.get(input_id) != _UNSETTLED:
+                    problem = "settled twice" if input_id in fate_of else "undeclared"
+                    raise AssertionError(f"ledger {self.stage}: {input_id} {problem}")
+        fate_of.update(new)
 
     @property
     def entries(self) -> list[Entry]:
@@ -173,6 +185,9 @@ class Ledger:
     def _lines(self) -> Iterator[str]:
         """Each entry as JSON with sorted keys; what a fate's lines share is formatted once."""
         around, quoted = [], json.JSONEncoder().encode
+        ids = "".join(self._fate_of)
+        if ids.isascii() and ids.isprintable() and not {'"', "\\"} & set(ids):
+            quoted = '"{}"'.format
         for fate in self._fates:
             head = json.dumps({"count": fate.count, "detail": fate.detail})
             around.append(

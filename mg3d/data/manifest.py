@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mg3d import paths
 from mg3d.data.planning import SPLITS, assign_shards, assign_splits, hash_keys
 from mg3d.data.schema import Column, check_table
@@ -83,6 +85,7 @@ def build_manifest(source: Path, out: Path, params: BuildManifest) -> Ledger:
     of_study = ["study_id", "patient_id", "accession_id", "num_slices"]
     studies = packed.merge(converted[of_study], on="study_id", how="left", validate="one_to_one")
     check_table(studies, ("patient_id", "accession_id"), "study_id", "pack_volumes' manifest")
+    studies = studies.sort_values("study_id", ignore_index=True)
 
     ledger = Ledger(
         "build_manifest", "study or report", [*studies["study_id"], *reports["report_id"]]
@@ -103,7 +106,9 @@ def build_manifest(source: Path, out: Path, params: BuildManifest) -> Ledger:
     with paths.atomic_write(out / paths.MANIFEST) as temporary:
         manifest.to_parquet(temporary, index=False)
     with paths.atomic_write(out / paths.SPLITS) as temporary:
-        temporary.write_text(json.dumps({**splits, "hash": split_hash(splits)}, indent=1) + "\n")
+        lines = {**splits, "hash": split_hash(splits)}.items()  # one line each: indent is slow
+        text = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in lines)
+        temporary.write_text(f"{{\n{text}\n}}\n")
     ledger.write(out)
     if not splits["train"]:
         raise ValueError(f"no pair left for training: {ledger.summary()}")
@@ -112,38 +117,51 @@ def build_manifest(source: Path, out: Path, params: BuildManifest) -> Ledger:
 
 def join(studies: "pd.DataFrame", reports: "pd.DataFrame", ledger: Ledger) -> "pd.DataFrame":
     """Pairs of a study and a report, one per accession number; settles both in ``ledger``."""
-    studies = studies.sort_values(["num_slices", "study_id"], ascending=[False, True])
-    accession = studies["accession_id"]
-    patients = studies[["accession_id", "patient_id"]].drop_duplicates()["accession_id"]
-    shared = set(patients[patients.duplicated()])  # one number, two patients
-    has_report = accession.isin(reports["accession_id"])
-    is_shared = accession.isin(shared)
-    chosen = ~accession.duplicated()
+    import pandas as pd
 
-    def ids(rows: "pd.Series") -> list[str]:
-        return studies.loc[rows, "study_id"].tolist()
+    best = studies["num_slices"].to_numpy()
+    order = np.argsort(-best, kind="stable")  # studies come sorted by id
+    # Accession numbers as integers, the studies' first.
+    both = pd.concat([studies["accession_id"], reports["accession_id"]], ignore_index=True)
+    codes, numbers = pd.factorize(both)
+    of_study, of_report = codes[: len(studies)], codes[len(studies) :]
+    report_at = np.full(len(numbers), -1)
+    report_at[of_report] = np.arange(len(reports))
 
+    chosen = np.zeros(len(studies), bool)
+    chosen[order[np.unique(of_study[order], return_index=True)[1]]] = True
+    patients, _ = pd.factorize(studies["patient_id"])
+    num_patients = np.zeros(len(numbers), int)
+    np.add.at(num_patients, np.unique(np.stack([of_study, patients], 1), axis=0)[:, 0], 1)
+    shared = num_patients > 1
+
+    ids = studies["study_id"].to_numpy(object)
+    no_report, is_shared = report_at[of_study] < 0, shared[of_study]
+    blank = (studies["accession_id"] == "").to_numpy(bool)
     none, mixed = Reason.STUDY_WITHOUT_REPORT, Reason.MIXED_PATIENTS
-    ledger.quarantine_all(ids(~has_report & (accession != "")), none)
-    ledger.quarantine_all(ids(~has_report & (accession == "")), none, "no accession number")
-    ledger.quarantine_all(ids(has_report & is_shared), mixed, "accession of two patients")
+    ledger.quarantine_all(ids[no_report & ~blank], none)
+    ledger.quarantine_all(ids[no_report & blank], none, "no accession number")
+    ledger.quarantine_all(ids[~no_report & is_shared], mixed, "accession of two patients")
     ledger.quarantine_all(
-        ids(has_report & ~is_shared & ~chosen), Reason.NOT_CHOSEN, "accession of two studies"
+        ids[~no_report & ~is_shared & ~chosen], Reason.NOT_CHOSEN, "accession of two studies"
     )
-    pairs = studies[has_report & ~is_shared & chosen].merge(reports, on="accession_id")
-    ledger.use_all(pairs["study_id"])
-    ledger.use_all(pairs["report_id"])
-    without_study = ~reports["accession_id"].isin(accession)
-    of_shared = reports["accession_id"].isin(shared)
-    ledger.quarantine_all(reports.loc[of_shared, "report_id"], mixed, "accession of two patients")
-    ledger.quarantine_all(reports.loc[without_study, "report_id"], Reason.REPORT_WITHOUT_STUDY)
-    return pairs
+    paired = ~no_report & ~is_shared & chosen
+    ledger.use_all(ids[paired])
+
+    report_ids = reports["report_id"].to_numpy(object)
+    places = report_at[of_study[paired]]
+    ledger.use_all(report_ids[places])
+    ledger.quarantine_all(report_ids[shared[of_report]], mixed, "accession of two patients")
+    ledger.quarantine_all(report_ids[num_patients[of_report] == 0], Reason.REPORT_WITHOUT_STUDY)
+    with_report = reports.drop(columns="accession_id").iloc[places]
+    return pd.concat(
+        [studies[paired].reset_index(drop=True), with_report.reset_index(drop=True)], axis=1
+    )
 
 
 def plan(pairs: "pd.DataFrame", params: BuildManifest) -> "pd.DataFrame":
-    """``pairs`` (``study_id``, ``patient_id``), sorted by study, with their split and shard."""
-    planned = pairs.sort_values("study_id", ignore_index=True)
-    splits = assign_splits(planned["patient_id"], params)
-    keys = hash_keys(planned["study_id"].tolist())
+    """``pairs`` (``study_id``, ``patient_id``) with their split and shard."""
+    splits = assign_splits(pairs["patient_id"], params)
+    keys = hash_keys(pairs["study_id"].tolist())
     shards = assign_shards(splits, keys, params.max_shard_studies)
-    return planned.assign(split=splits.astype(str), shard=shards.astype(str))
+    return pairs.assign(split=splits.astype(str), shard=shards.astype(str))

@@ -41,10 +41,11 @@ def assign_splits(patient_ids: "pd.Series", params: BuildManifest) -> "pd.Series
     import pandas as pd
 
     places, patients = pd.factorize(patient_ids)
-    number = {split: place for place, split in enumerate(SPLITS)}
-    codes = [number[assign_split(patient, params)] for patient in patients.tolist()]
-    of_study = np.asarray(codes, np.int8)[places]
-    return pd.Series(pd.Categorical.from_codes(of_study, SPLITS), index=patient_ids.index)
+    keys = hash_keys([f"{params.seed}:{patient}" for patient in patients.tolist()])
+    positions = (keys >> np.uint64(12)) / 2**52  # thirteen hex digits
+    below = [params.test_fraction, params.test_fraction + params.validation_fraction]
+    codes = np.array([2, 1, 0], np.int8)[np.searchsorted(below, positions, side="right")]
+    return pd.Series(pd.Categorical.from_codes(codes[places], SPLITS), index=patient_ids.index)
 
 
 def hash_keys(ids: Iterable[str]) -> np.ndarray:

@@ -73,13 +73,18 @@ def clean_report(row: dict[str, str], params: CleanReports) -> Report | Reason:
     return Report(kept[0], kept[1], dropped)
 
 
+_MARKS = {code: None for code in range(128) if not chr(code).isalnum()}
+
+
 def text_group(findings: str, impression: str) -> str:
     """``text-`` and sixteen hex digits of the words: letters and digits in lower case, in order.
 
     Case, punctuation, wrapping and white space do not count; a placeholder is a word, so templates
     that differed in a date only are one group.
     """
-    words = "".join(filter(str.isalnum, f"{findings}{impression}".lower()))
+    text = f"{findings}{impression}".lower()
+    # Translating is ten times faster than asking each character, and most reports are ASCII.
+    words = text.translate(_MARKS) if text.isascii() else "".join(filter(str.isalnum, text))
     return f"text-{hashlib.sha256(words.encode()).hexdigest()[:16]}"
 
 
