@@ -229,11 +229,11 @@ def embed(
 
 @app.command("ledger")
 def ledger(source: Source = paths.PREPARED) -> None:
-    """What every stage used and what it quarantined, with reasons."""
+    """What every stage used and what it quarantined, with reasons explained."""
     from mg3d.ledger import read_summaries
+    from mg3d.ledger_table import render
 
-    for summary in read_summaries(source):
-        _print_summary(summary)
+    print(render(read_summaries(source)))
 
 
 @app.command("table")

@@ -80,6 +80,47 @@ def test_an_input_is_declared_once() -> None:
         Ledger("convert_dicom", "series", ["a", "a"])
 
 
+def test_many_at_once_are_as_one_by_one(tmp_path: Path) -> None:
+    ids = ["plain", 'quo"ted', "back\\slash", "ümlaut"]
+    together, single = (Ledger("s", "series", ids) for _ in range(2))
+    together.use_all(ids[:2])
+    together.quarantine_all(ids[2:], Reason.NOT_CT, "why")
+    for place, input_id in enumerate(ids):
+        if place < 2:
+            single.use(input_id)
+        else:
+            single.quarantine(input_id, Reason.NOT_CT, "why")
+    assert together.entries == single.entries
+    for name, ledger in (("one", together), ("two", single)):
+        ledger.write(tmp_path / name)
+    lines = (tmp_path / "one/ledger.jsonl").read_text()
+    assert lines == (tmp_path / "two/ledger.jsonl").read_text()
+    expected = [vars(entry) for entry in together.entries]
+    assert lines == "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in expected)
+
+
+def test_many_at_once_are_settled_once() -> None:
+    ledger = Ledger("s", "series", ["a", "b"])
+    with pytest.raises(AssertionError, match="s: a declared twice"):
+        ledger.declare_all(["c", "a"])
+    with pytest.raises(AssertionError, match="s: c undeclared"):
+        ledger.use_all(["a", "c"])
+    with pytest.raises(AssertionError, match="s: b settled twice"):
+        ledger.use_all(["b", "b"])
+    ledger.use("a")
+    with pytest.raises(AssertionError, match="s: a settled twice"):
+        ledger.quarantine_all(["b", "a"], Reason.NOT_CT)
+
+
+def test_counts_stand_beside_the_conservation() -> None:
+    ledger = Ledger("s", "series")
+    assert "counts" not in ledger.summary()
+    ledger.count("patients", 3)
+    assert ledger.summary()["counts"] == {"patients": 3}
+    with pytest.raises(AssertionError, match="patients counted twice"):
+        ledger.count("patients", 3)
+
+
 def test_the_files_do_not_depend_on_the_order(tmp_path: Path) -> None:
     fates = {"c": None, "a": Reason.NOT_CT, "b": Reason.TRUNCATED}
     for name, order in (("one", "abc"), ("two", "cba")):

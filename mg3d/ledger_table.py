@@ -1,0 +1,87 @@
+"""`mg3d ledger`: what every stage used and left out, as a table that explains its reasons."""
+
+from collections.abc import Sequence
+from typing import Any
+
+# Stages in the order of the flow; others follow by name.
+ORDER = [
+    *("convert_dicom", "clean_reports", "segment_sentences", "embed_sentences"),
+    *("pack_volumes", "build_manifest"),
+]
+# What a reason means, for who sees it the first time; a reason without words here shows its name.
+MEANINGS = {
+    "not_dicom": "the file is no DICOM file",
+    "truncated": "the file ends early",
+    "undecodable": "no decoder reads its pixels",
+    "not_ct": "another modality than CT",
+    "localizer": "a scout view, not a volume",
+    "secondary": "derived or captured, not acquired",
+    "missing_tag": "a header field is absent that the geometry needs",
+    "missing_slice": "a gap between slices",
+    "duplicate_position": "two slices at one place",
+    "duplicate_file": "the same object twice",
+    "multi_frame": "several frames in one file",
+    "too_few_slices": "fewer than convert_dicom.min_slices",
+    "mixed_geometry": "slices that do not form one grid",
+    "mixed_patients": "two patients under one identifier",
+    "mixed_studies": "two studies under one identifier",
+    "not_chosen": "another of the same study or accession number was taken",
+    "unreadable": "cannot be read",
+    "checksum_mismatch": "changed since it was written",
+    "wrong_shape": "not three-dimensional, or not the contract's shape",
+    "not_finite": "voxels that are no numbers",
+    "constant": "every voxel has one value",
+    "not_hu": "voxels that cannot be Hounsfield units",
+    "empty_report": "no text, or under clean_reports.min_characters",
+    "report_not_given": "says that there is no report",
+    "foreign_language": "nothing but sentences in another language",
+    "no_key": "no accession number",
+    "duplicate_report_key": "another row has this accession number",
+    "no_sentences": "text without a word",
+    "no_tokens": "the tokenizer finds no token in it",
+    "study_without_report": "no report has its accession number",
+    "report_without_study": "no usable study has its accession number",
+}
+HEADER = ("stage", "unit", "in", "used", "left out", "% of in", "")
+
+
+def render(summaries: Sequence[dict[str, Any]]) -> str:
+    """A line per stage, under it a line per reason with its share of the inputs, then counts."""
+    place = {stage: number for number, stage in enumerate(ORDER)}
+    summaries = sorted(summaries, key=lambda s: (place.get(s["stage"], len(place)), s["stage"]))
+    rows = [HEADER]
+    for summary in summaries:
+        inputs = summary["inputs"]
+        numbers = (inputs, summary["used"], summary["quarantined"])
+        shown = (f"{number:,}" for number in numbers)
+        rows.append((summary["stage"], summary["unit"], *shown, _percent(numbers[1], inputs), ""))
+        reasons = sorted(summary["reasons"].items(), key=lambda item: (-item[1], item[0]))
+        rows += [
+            (
+                "",
+                f"  {reason}",
+                "",
+                "",
+                f"{count:,}",
+                _percent(count, inputs),
+                MEANINGS.get(reason, ""),
+            )
+            for reason, count in reasons
+        ]
+        rows += [
+            ("", f"  {name.replace('_', ' ')}", f"{count:,}", "", "", "", "")
+            for name, count in summary.get("counts", {}).items()
+        ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if 2 <= column <= 5 else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def _percent(number: int, of: int) -> str:
+    return f"{100 * number / of:.1f}" if of else "-"
