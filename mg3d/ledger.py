@@ -184,18 +184,18 @@ class Ledger:
 
     def _lines(self) -> Iterator[str]:
         """Each entry as JSON with sorted keys; what a fate's lines share is formatted once."""
-        around, quoted = [], json.JSONEncoder().encode
-        ids = "".join(self._fate_of)
-        if ids.isascii() and ids.isprintable() and not {'"', "\\"} & set(ids):
-            quoted = '"{}"'.format
+        ids = sorted(self._fate_of)
+        places = [self._fate_of[input_id] for input_id in ids]
+        together = "".join(ids)
+        if not together.isascii() or not together.isprintable() or {'"', "\\"} & set(together):
+            ids = [json.dumps(input_id)[1:-1] for input_id in ids]
+        around = []
         for fate in self._fates:
-            head = json.dumps({"count": fate.count, "detail": fate.detail})
-            around.append(
-                (f'{head[:-1]}, "input_id": ', f', "reason": {json.dumps(fate.reason)}}}\n')
-            )
-        for input_id in sorted(self._fate_of):
-            before, after = around[self._fate_of[input_id]]
-            yield f"{before}{quoted(input_id)}{after}"
+            head = json.dumps({"count": fate.count, "detail": fate.detail})[:-1]
+            around.append((f'{head}, "input_id": "', f'", "reason": {json.dumps(fate.reason)}}}\n'))
+        for quoted, place in zip(ids, places, strict=True):
+            before, after = around[place]
+            yield before + quoted + after
 
 
 def read_summaries(prepared: Path) -> list[dict[str, object]]:

@@ -49,10 +49,13 @@ def split_hash(splits: dict[str, list[str]]) -> str:
 def read_table(path: Path, columns: Sequence[Column | str], key: str) -> "pd.DataFrame":
     """A checked table of an earlier stage. Raises ValueError if it is absent or malformed."""
     import pandas as pd
+    import pyarrow.parquet as pq
 
     if not path.is_file():
         raise ValueError(f"no {path}: run `dvc repro`, or the stage {path.parent.name}")
-    table = pd.read_parquet(path)
+    wanted = [column if isinstance(column, str) else column.name for column in columns]
+    there = set(pq.read_schema(path).names)
+    table = pd.read_parquet(path, columns=[c for c in dict.fromkeys([*wanted, key]) if c in there])
     check_table(table, columns, key, f"{path.parent.name}/{path.name}")
     return table
 
@@ -87,9 +90,8 @@ def build_manifest(source: Path, out: Path, params: BuildManifest) -> Ledger:
     check_table(studies, ("patient_id", "accession_id"), "study_id", "pack_volumes' manifest")
     studies = studies.sort_values("study_id", ignore_index=True)
 
-    ledger = Ledger(
-        "build_manifest", "study or report", [*studies["study_id"], *reports["report_id"]]
-    )
+    inputs = [*reports["report_id"].tolist(), *studies["study_id"].tolist()]
+    ledger = Ledger("build_manifest", "study or report", inputs)
     manifest = plan(join(studies, reports, ledger), params)
     volumes = paths.stage_folder("pack_volumes", Path()) / paths.VOLUMES
     manifest["volume"] = f"{volumes.as_posix()}/" + manifest["volume"]
@@ -132,10 +134,11 @@ def join(studies: "pd.DataFrame", reports: "pd.DataFrame", ledger: Ledger) -> "p
     chosen[order[np.unique(of_study[order], return_index=True)[1]]] = True
     patients, _ = pd.factorize(studies["patient_id"])
     num_patients = np.zeros(len(numbers), int)
-    np.add.at(num_patients, np.unique(np.stack([of_study, patients], 1), axis=0)[:, 0], 1)
+    pairs = np.unique(of_study.astype(np.int64) * (len(studies) + 1) + patients)
+    np.add.at(num_patients, pairs // (len(studies) + 1), 1)
     shared = num_patients > 1
 
-    ids = studies["study_id"].to_numpy(object)
+    ids = np.array(studies["study_id"].tolist(), object)
     no_report, is_shared = report_at[of_study] < 0, shared[of_study]
     blank = (studies["accession_id"] == "").to_numpy(bool)
     none, mixed = Reason.STUDY_WITHOUT_REPORT, Reason.MIXED_PATIENTS
@@ -148,7 +151,7 @@ def join(studies: "pd.DataFrame", reports: "pd.DataFrame", ledger: Ledger) -> "p
     paired = ~no_report & ~is_shared & chosen
     ledger.use_all(ids[paired])
 
-    report_ids = reports["report_id"].to_numpy(object)
+    report_ids = np.array(reports["report_id"].tolist(), object)
     places = report_at[of_study[paired]]
     ledger.use_all(report_ids[places])
     ledger.quarantine_all(report_ids[shared[of_report]], mixed, "accession of two patients")
