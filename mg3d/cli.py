@@ -236,6 +236,19 @@ def ledger(source: Source = paths.PREPARED) -> None:
     print(render(read_summaries(source)))
 
 
+@app.command("inspect")
+def inspect(
+    source: Source = paths.PREPARED,
+    out: Out = paths.RUNS / "inspect",
+    params: ParamsFile = paths.PARAMS,
+) -> None:
+    """Pictures of the prepared data: slices, HU, spacings, sentences, reasons of quarantine."""
+    from mg3d.inspection import inspect as run
+
+    for picture in run(source, out, load_params(params).contract):
+        print(picture)
+
+
 @app.command("table")
 def table(run: Annotated[Path, typer.Argument(help="A pre-training run's folder.")]) -> None:
     """Results of all downstream tasks of a run, beside their null baselines."""

@@ -129,6 +129,20 @@ def test_inputs_are_used_or_quarantined_in_every_stage(export: Path, tmp_path: P
     ]
 
 
+def test_the_prepared_data_can_be_looked_at(export: Path, tmp_path: Path) -> None:
+    from mg3d.inspection import inspect
+
+    prepared = tmp_path / "prepared"
+    with pytest.raises(ValueError, match=r"no .*manifest.parquet: run `dvc repro`"):
+        inspect(prepared, tmp_path / "out", CONTRACT)
+    run_stages(export, prepared)
+    pictures = inspect(prepared, tmp_path / "out", CONTRACT)
+    assert [picture.name for picture in pictures] == [
+        *("contact_sheet.png", "hu.png", "distributions.png", "quarantine.png")
+    ]
+    assert all(picture.stat().st_size > 5000 for picture in pictures)
+
+
 def test_no_identifier_leaves_the_export(export: Path, tmp_path: Path) -> None:
     prepared = tmp_path / "prepared"
     run_stages(export, prepared)
