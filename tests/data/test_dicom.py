@@ -15,7 +15,10 @@ import pandas as pd
 import pytest
 import SimpleITK
 
-from mg3d.data.dicom import Refused, arrange, convert_dicom, read_header, read_volume
+from mg3d.data.ct.geometry import arrange
+from mg3d.data.ct.header import Refused, read_header
+from mg3d.data.ct.pixels import read_volume
+from mg3d.data.dicom import convert_dicom
 from mg3d.data.identity import pseudonym
 from mg3d.ledger import Reason
 from mg3d.params import ConvertDicom

@@ -13,14 +13,11 @@ import pandas as pd
 import pytest
 import SimpleITK
 
-from mg3d.data.dicom import (
-    Refused,
-    arrange,
-    check_ct_series,
-    convert_dicom,
-    read_header,
-    read_volume,
-)
+from mg3d.data.ct.admission import check_ct_series
+from mg3d.data.ct.geometry import arrange
+from mg3d.data.ct.header import Refused, read_header
+from mg3d.data.ct.pixels import read_volume
+from mg3d.data.dicom import convert_dicom
 from mg3d.data.identity import pseudonym
 from mg3d.data.manifest import build_manifest
 from mg3d.data.pairs import Pairs

@@ -1,0 +1,159 @@
+"""What the header of one DICOM file says, without its pixels."""
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pydicom
+from pydicom.config import disable_value_validation
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from mg3d.ledger import Reason
+
+UNDEFINED_LENGTH = 0xFFFFFFFF
+SEQUENCE_END = (0xFFFE, 0xE0DD)
+
+
+class Refused(Exception):
+    """A file or series that cannot be used: a typed reason and a detail that identifies nobody."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of one file says; None where a tag is absent or malformed. Lengths in mm."""
+
+    path: Path
+    sop_class: str
+    series: str | None
+    study: str | None
+    patient: str | None
+    accession: str
+    instance: str | None
+    image_type: tuple[str, ...]
+    size: tuple[int, int] | None  # rows, columns
+    spacing: tuple[float, ...] | None  # between rows, between columns
+    position: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None  # along a row, then along a column
+    rescale: tuple[float, ...] | None
+    complete: bool  # the pixel data is as long as it claims
+
+
+TAGS: dict[str, str] = {
+    "SeriesInstanceUID": "series",
+    "StudyInstanceUID": "study",
+    "PatientID": "patient",
+    "Rows, Columns": "size",
+    "PixelSpacing": "spacing",
+    "ImagePositionPatient": "position",
+    "ImageOrientationPatient": "orientation",
+    "RescaleSlope, RescaleIntercept": "rescale",
+}
+READ_TAGS: list[Any] = [
+    *("SOPClassUID", "SOPInstanceUID", "AccessionNumber", "ImageType"),
+    *(name for names in TAGS for name in names.split(", ")),
+]
+
+
+@disable_value_validation()  # its warnings quote the values, which may be a patient's
+def read_header(path: Path) -> Header:
+    """Header of one DICOM file, without its pixels.
+
+    Raises Refused: `not_dicom`, or `truncated` when not even the class of the object can be read.
+    """
+    with path.open("rb") as file:
+        has_preamble = file.read(132)[128:] == b"DICM"
+        file.seek(0)
+        try:
+            data = pydicom.dcmread(
+                file, stop_before_pixels=True, force=True, specific_tags=READ_TAGS
+            )
+            # Objects without a preamble predate the file format; force also "reads" a text file.
+            sop_class = str(data.get("SOPClassUID") or "")
+            if not has_preamble and not (sop_class and data.get("SOPInstanceUID")):
+                raise Refused(Reason.NOT_DICOM)
+            if not sop_class and data.file_meta.get("MediaStorageSOPClassUID"):
+                sop_class = str(data.file_meta.MediaStorageSOPClassUID)
+            complete = _has_all_pixels(file, data)
+        except Refused:
+            raise
+        except Exception as error:  # the parser meets arbitrary bytes
+            reason = Reason.TRUNCATED if has_preamble else Reason.NOT_DICOM
+            raise Refused(reason, type(error).__name__) from None
+    if not sop_class:
+        raise Refused(Reason.TRUNCATED, "ends before SOPClassUID")
+    return Header(
+        path=path,
+        sop_class=sop_class,
+        series=_text(data, "SeriesInstanceUID"),
+        study=_text(data, "StudyInstanceUID"),
+        patient=_text(data, "PatientID"),
+        accession=_text(data, "AccessionNumber") or "",
+        instance=_text(data, "SOPInstanceUID"),
+        image_type=tuple(_strings(data.get("ImageType"))),
+        size=_size(data),
+        spacing=_numbers(data, 2, "PixelSpacing"),
+        position=_numbers(data, 3, "ImagePositionPatient"),
+        orientation=_numbers(data, 6, "ImageOrientationPatient"),
+        rescale=_numbers(data, 2, "RescaleSlope", "RescaleIntercept"),
+        complete=complete,
+    )
+
+
+def _text(data: pydicom.Dataset, name: str) -> str | None:
+    return str(data.get(name) or "").strip() or None
+
+
+def _strings(value: Any) -> Iterable[str]:
+    values = [value] if isinstance(value, str) else value or []
+    return (str(part).upper() for part in values)
+
+
+def _numbers(data: pydicom.Dataset, length: int, *names: str) -> tuple[float, ...] | None:
+    try:
+        values = np.hstack([np.asarray(data[name].value, float) for name in names])
+    except (KeyError, TypeError, ValueError):
+        return None
+    whole = values.shape == (length,) and bool(np.isfinite(values).all())
+    return tuple(values.tolist()) if whole else None
+
+
+def _size(data: pydicom.Dataset) -> tuple[int, int] | None:
+    size = _numbers(data, 2, "Rows", "Columns")
+    return None if size is None else (int(size[0]), int(size[1]))
+
+
+def _has_all_pixels(file: BinaryIO, data: pydicom.FileDataset) -> bool:
+    """Whether the PixelData element at the file's position is as long as it claims.
+
+    The position is where `stop_before_pixels` left it. A deflated stream is checked when decoded.
+    """
+    if data.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        return True
+    implicit, little = data.original_encoding
+    order = "<" if little else ">"
+    head = struct.Struct(order + ("HHL" if implicit else "HH4xL"))
+    item = struct.Struct(order + "HHL")
+    start = file.tell()
+    size = file.seek(0, 2)
+    file.seek(start)
+    content = file.read(head.size)
+    if len(content) < head.size:
+        return False
+    length = head.unpack(content)[-1]
+    if length != UNDEFINED_LENGTH:
+        return start + head.size + length <= size
+    while len(content := file.read(item.size)) == item.size:  # encapsulated: PS3.5 A.4
+        *tag, length = item.unpack(content)
+        if tuple(tag) == SEQUENCE_END:
+            return True
+        if file.seek(length, 1) > size:
+            return False
+    return False
