@@ -9,11 +9,18 @@ patient (slice step times slices, to the centimetre); of equals the one with the
 equals the first by SeriesInstanceUID. If it cannot be decoded, the next one. The others are
 `not_chosen`. A series with one truncated file is left out whole: half a chest is not a volume.
 
+A series with two acquisitions is two series here. A volume with too little lung is no chest, by
+its voxels, whatever its description says.
+
 The ledger counts series, and files that belong to none (unreadable files, second copies); each
 entry's ``count`` is its number of files, so files are conserved too.
+
+What leaves this stage are pseudonyms, geometry and voxels: no other value of a header is written
+(docs/datasets.md has the profile).
 """
 
 import filecmp
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,12 +30,15 @@ from pathlib import Path
 import numpy as np
 
 from mg3d import paths
+from mg3d.data.ct.acquisitions import divide
 from mg3d.data.ct.admission import CT_IMAGE, check_ct_series
+from mg3d.data.ct.coverage import lung_mm
 from mg3d.data.ct.geometry import Grid, arrange
-from mg3d.data.ct.header import Header, Refused, read_header
+from mg3d.data.ct.header import Header, read_header
 from mg3d.data.ct.nifti import write_nifti
 from mg3d.data.ct.pixels import read_volume
-from mg3d.data.identity import pseudonym
+from mg3d.data.ct.refused import Refused
+from mg3d.data.identity import has_secret_key, pseudonym
 from mg3d.data.sources.dicom_export import find_files
 from mg3d.ledger import Ledger, Reason
 from mg3d.parallel import parallel_map
@@ -43,58 +53,93 @@ COLUMNS = [
 
 
 @dataclass(frozen=True)
+class _Candidate:
+    """A series, or one acquisition of it, that may stand for its study."""
+
+    series_id: str
+    num_files: int
+    grid: Grid
+
+
+@dataclass(frozen=True)
 class _Converted:
-    """What became of a study: its manifest row, and each tried series' reason (None: used)."""
+    """What became of a study: its manifest row, and each candidate's reason (None: used)."""
 
     row: dict[str, object] | None
-    outcomes: dict[str, Refused | None]
+    outcomes: list[Refused | None]
 
 
-def _convert_study(folder: Path, candidates: Sequence[Grid]) -> _Converted:
-    """Convert the first series that decodes; the later ones are `not_chosen`."""
-    outcomes: dict[str, Refused | None] = {}
+def _convert_study(
+    folder: Path, params: ConvertDicom, candidates: Sequence[_Candidate]
+) -> _Converted:
+    """Convert the first series that decodes and shows a chest; later ones are `not_chosen`."""
+    outcomes: list[Refused | None] = []
     row: dict[str, object] | None = None
-    for grid in candidates:
-        header = grid.slices[0]
-        assert header.series is not None
+    for candidate in candidates:
+        header = candidate.grid.slices[0]
         assert header.study is not None
         assert header.patient is not None
         if row is not None:
-            outcomes[header.series] = Refused(Reason.NOT_CHOSEN, "another series of the study is")
+            outcomes.append(Refused(Reason.NOT_CHOSEN, "another series of the study is"))
             continue
         try:
-            volume, affine = read_volume(grid)
+            volume, affine = read_volume(candidate.grid, params)
+            spacing = np.linalg.norm(affine[:3, :3], axis=0).round(6).tolist()
+            if params.min_lung_mm is not None:
+                length_mm = lung_mm(volume, spacing[2])
+                if length_mm < params.min_lung_mm:
+                    detail = f"{length_mm:.0f} mm of lung, not {params.min_lung_mm:g}"
+                    raise Refused(Reason.NO_CHEST, detail)
         except Refused as refused:
-            outcomes[header.series] = refused
+            outcomes.append(refused)
             continue
         study_id = pseudonym("study", header.study)
         name = f"{study_id}.nii.gz"
         write_nifti(volume, affine, folder / name)
-        spacing = np.linalg.norm(affine[:3, :3], axis=0).round(6).tolist()
         accession = pseudonym("accession", header.accession) if header.accession else ""
         row = dict(
             zip(
                 COLUMNS,
                 [
                     *(study_id, pseudonym("patient", header.patient), accession),
-                    *(pseudonym("series", header.series), name, len(grid.slices)),
+                    *(candidate.series_id, name, len(candidate.grid.slices)),
                     *volume.shape,
                     *spacing,
                 ],
                 strict=True,
             )
         )
-        outcomes[header.series] = None
+        outcomes.append(None)
     return _Converted(row, outcomes)
 
 
-def _scan(path: Path) -> Header | Refused:
+def _scan(params: ConvertDicom, path: Path) -> Header | Refused:
     try:
-        return read_header(path)
+        return read_header(path, params)
     except Refused as refused:
         return refused
     except OSError as error:
         return Refused(Reason.UNREADABLE, type(error).__name__)
+
+
+def _unsafe_links(source: Path) -> dict[Path, Refused]:
+    """Links that leave ``source``, lead nowhere or to a folder: none of them is followed."""
+    root = source.resolve()
+    found = {}
+    for folder, names, files in os.walk(source):
+        for path in (Path(folder) / name for name in names + files):
+            if not path.is_symlink():
+                continue
+            try:
+                target = path.resolve(strict=True)
+            except (OSError, RuntimeError):  # nowhere, or in a circle
+                found[path] = Refused(Reason.UNSAFE_PATH, "a link that leads nowhere")
+                continue
+            if not target.is_relative_to(root):
+                found[path] = Refused(Reason.UNSAFE_PATH, "a link out of the folder")
+            elif target.is_dir():
+                found[path] = Refused(Reason.UNSAFE_PATH, "a link to a folder")
+    return found
 
 
 def _series(
@@ -126,9 +171,16 @@ def convert_dicom(source: Path, out: Path, params: ConvertDicom) -> Ledger:
     """Convert every study under ``source`` to ``out/nifti/<study_id>.nii.gz`` plus a manifest.
 
     Returns the ledger, also written to ``out``. Raises ValueError if ``source`` holds no files, or
-    none of its series can be used.
+    none of its series can be used; if ``strict``, also if a series holds several patients; if
+    ``require_id_key``, also without a secret key.
     """
-    files = find_files(source)
+    if params.require_id_key and not has_secret_key():
+        raise ValueError(
+            "convert_dicom.require_id_key is true and there is no key: set MG3D_ID_KEY, or "
+            "MG3D_ID_KEY_FILE to a file outside the repository"
+        )
+    unsafe = _unsafe_links(source)
+    files = [path for path in find_files(source) if path not in unsafe]
     ledger = Ledger("convert_dicom", "series or stray file")
 
     def refuse_file(path: Path, refused: Refused) -> None:
@@ -136,51 +188,78 @@ def convert_dicom(source: Path, out: Path, params: ConvertDicom) -> Ledger:
         ledger.declare(file_id)
         ledger.quarantine(file_id, refused.reason, refused.detail)
 
-    headers = parallel_map(_scan, files, params.num_workers, "convert_dicom: files scanned")
-    groups = _series(zip(files, headers, strict=True), refuse_file)
-
-    def settle(series: str, refused: Refused | None) -> None:
-        series_id, count = pseudonym("series", series), len(groups[series])
+    def settle(series_id: str, num_files: int, refused: Refused | None) -> None:
         ledger.declare(series_id)
         if refused is None:
-            ledger.use(series_id, count)
+            ledger.use(series_id, num_files)
         else:
-            ledger.quarantine(series_id, refused.reason, refused.detail, count)
+            ledger.quarantine(series_id, refused.reason, refused.detail, num_files)
 
-    studies: dict[str, list[Grid]] = defaultdict(list)
+    for path, refused in unsafe.items():
+        refuse_file(path, refused)
+    scan = partial(_scan, params)
+    headers = parallel_map(scan, files, params.num_workers, "convert_dicom: files scanned")
+    groups = _series(zip(files, headers, strict=True), refuse_file)
+
+    studies: dict[str, list[_Candidate]] = defaultdict(list)
     patients: dict[str, set[str]] = defaultdict(set)
     for group in groups.values():
         for header in group:
             if header.study and header.patient:
                 patients[header.study].add(header.patient)
     for series, group in sorted(groups.items()):
+        series_id, study = pseudonym("series", series), group[0].study or ""
         try:
             check_ct_series(group)
-            study = group[0].study or ""
             if len(patients[study]) > 1:
                 raise Refused(Reason.MIXED_PATIENTS, "PatientID differs within the study")
-            studies[study].append(arrange(group, params))
+            parts, copies = divide([part for header in group for part in header.slices])
         except Refused as refused:
-            settle(series, refused)
+            settle(series_id, len(group), refused)
+            continue
+        for copy in copies:
+            if copy.frame is None:
+                refuse_file(copy.path, Refused(Reason.DUPLICATE_SLICE, "same place, same pixels"))
+        counted: set[Path] = set()  # a file of several acquisitions counts for the first
+        for number, part in enumerate(parts, 1):
+            part_id = series_id if len(parts) == 1 else f"{series_id}.{number}"
+            own = {header.path for header in part} - counted
+            counted |= own
+            try:
+                grid = arrange(part, params)
+                studies[study].append(_Candidate(part_id, len(own), grid))
+            except Refused as refused:
+                settle(part_id, len(own), refused)
 
-    candidates = [sorted(grids, key=Grid.rank) for _, grids in sorted(studies.items())]
-    work = partial(_convert_study, out / paths.NIFTI)
-    rows = []
-    for converted in parallel_map(
+    candidates = [
+        sorted(found, key=lambda candidate: candidate.grid.rank())
+        for _, found in sorted(studies.items())
+    ]
+    work = partial(_convert_study, out / paths.NIFTI, params)
+    converted = parallel_map(
         work, candidates, params.num_workers, "convert_dicom: studies converted"
-    ):
-        for series, outcome in converted.outcomes.items():
-            settle(series, outcome)
-        if converted.row is not None:
-            rows.append(converted.row)
+    )
+    rows = []
+    for found, study_result in zip(candidates, converted, strict=True):
+        for candidate, outcome in zip(found, study_result.outcomes, strict=True):
+            settle(candidate.series_id, candidate.num_files, outcome)
+        if study_result.row is not None:
+            rows.append(study_result.row)
 
-    assert sum(entry.count for entry in ledger.entries) == len(files)
+    assert sum(entry.count for entry in ledger.entries) == len(files) + len(unsafe)
     _finish(out, rows)
     ledger.write(out)
     if not rows:
         raise ValueError(
             f"no usable CT series among {len(files)} files under {source}: "
             f"{ledger.summary()['reasons']}; entries in {out / paths.LEDGER_ENTRIES}"
+        )
+    mixed = sum(entry.reason is Reason.MIXED_PATIENTS for entry in ledger.entries)
+    if params.strict and mixed:
+        raise ValueError(
+            f"{mixed} series under {source} hold or share slices of several patients and "
+            "convert_dicom.strict is true: mend the export; "
+            f"entries in {out / paths.LEDGER_ENTRIES}"
         )
     return ledger
 

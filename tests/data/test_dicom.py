@@ -16,8 +16,9 @@ import pytest
 import SimpleITK
 
 from mg3d.data.ct.geometry import arrange
-from mg3d.data.ct.header import Refused, read_header
+from mg3d.data.ct.header import read_header
 from mg3d.data.ct.pixels import read_volume
+from mg3d.data.ct.refused import Refused
 from mg3d.data.dicom import convert_dicom
 from mg3d.data.identity import pseudonym
 from mg3d.ledger import Reason
@@ -125,7 +126,8 @@ def test_a_tilted_gantry_gives_a_sheared_affine(
     files = write_series(tmp_path / "dicom")
     for index, path in enumerate(files):
         edit_slice(path, ImagePositionPatient=[-10.0, 20.0 + 0.5 * index, -30.0 + 3 * index])
-    convert_dicom(tmp_path / "dicom", tmp_path / "out", PARAMS)
+    params = PARAMS.model_copy(update={"gantry_tilt": "keep"})
+    convert_dicom(tmp_path / "dicom", tmp_path / "out", params)
     image = load(tmp_path / "out")
     np.testing.assert_allclose(image.affine[:3, 2], (0, -0.5, 3), atol=1e-5)
     assert int(image.header["qform_code"]) == 0
@@ -187,7 +189,7 @@ def make_bad_inputs(root: Path, write_series: Write, edit_slice: Callable) -> Co
     expected["missing_slice"] -= 1
     edit_slice(series(4, "mixed_patients")[0], PatientID="P4b")
     series(5, "localizer", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    series(6, "secondary", ImageType=["DERIVED", "SECONDARY", "MPR"])
+    series(6, "reformat", ImageType=["DERIVED", "SECONDARY", "MPR"])
     series(7, "not_ct", SOPClassUID="1.2.840.10008.5.1.4.1.1.4")
     series(8, "too_few_slices", hu=np.zeros((3, 4, 4)))
     series(9, "missing_tag", ImageOrientationPatient=None)
@@ -306,14 +308,14 @@ def test_compressed_slices_decode_to_the_same_volume(
     files = write_series(
         tmp_path / "dicom", hu=np.random.default_rng(1).integers(0, 99, (8, 64, 64))
     )
-    plain, _ = read_volume(arrange([read_header(path) for path in files], PARAMS))
+    plain, _ = read_volume(arrange([read_header(path) for path in files], PARAMS), PARAMS)
     for path in files:
         data = pydicom.dcmread(path)
         data.compress(getattr(uid, syntax))
         data.save_as(path)
     headers = [read_header(path) for path in files]
     assert all(header.complete for header in headers)
-    np.testing.assert_array_equal(read_volume(arrange(headers, PARAMS))[0], plain)
+    np.testing.assert_array_equal(read_volume(arrange(headers, PARAMS), PARAMS)[0], plain)
     files[0].write_bytes(files[0].read_bytes()[:-20])
     assert not read_header(files[0]).complete
 

@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,24 +11,23 @@ import pydicom
 from pydicom.config import disable_value_validation
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from mg3d.data.ct.frames import GROUPS, frames_of
+from mg3d.data.ct.limits import check_claim, check_file
+from mg3d.data.ct.refused import Refused
 from mg3d.ledger import Reason
+from mg3d.params import ConvertDicom
 
 UNDEFINED_LENGTH = 0xFFFFFFFF
 SEQUENCE_END = (0xFFFE, 0xE0DD)
-
-
-class Refused(Exception):
-    """A file or series that cannot be used: a typed reason and a detail that identifies nobody."""
-
-    def __init__(self, reason: Reason, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
+DEFAULTS = ConvertDicom()
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of one file says; None where a tag is absent or malformed. Lengths in mm."""
+    """What the header of one file says; None where a tag is absent or malformed. Lengths in mm.
+
+    A multi-frame file has one in ``frames`` for each of its frames.
+    """
 
     path: Path
     sop_class: str
@@ -43,7 +42,17 @@ class Header:
     position: tuple[float, ...] | None
     orientation: tuple[float, ...] | None  # along a row, then along a column
     rescale: tuple[float, ...] | None
+    acquisition: int | None  # AcquisitionNumber
+    number: int | None  # InstanceNumber; orders nothing but repeated acquisitions
+    burned_in: bool  # BurnedInAnnotation: text in the pixels
     complete: bool  # the pixel data is as long as it claims
+    frame: int | None = None  # counted from 0, of a multi-frame file
+    frames: tuple["Header", ...] = ()
+
+    @property
+    def slices(self) -> tuple["Header", ...]:
+        """The frames of a multi-frame file, or the file itself."""
+        return self.frames or (self,)
 
 
 TAGS: dict[str, str] = {
@@ -57,18 +66,21 @@ TAGS: dict[str, str] = {
     "RescaleSlope, RescaleIntercept": "rescale",
 }
 READ_TAGS: list[Any] = [
-    *("SOPClassUID", "SOPInstanceUID", "AccessionNumber", "ImageType"),
+    *("SOPClassUID", "SOPInstanceUID", "AccessionNumber", "ImageType", "BurnedInAnnotation"),
+    *("AcquisitionNumber", "InstanceNumber", "NumberOfFrames", "BitsAllocated", *GROUPS),
     *(name for names in TAGS for name in names.split(", ")),
 ]
 
 
 @disable_value_validation()  # its warnings quote the values, which may be a patient's
-def read_header(path: Path) -> Header:
+def read_header(path: Path, params: ConvertDicom = DEFAULTS) -> Header:
     """Header of one DICOM file, without its pixels.
 
-    Raises Refused: `not_dicom`, or `truncated` when not even the class of the object can be read.
+    Raises Refused: `not_dicom`, `oversized`, `nested_too_deep`, or `truncated` when not even the
+    class of the object can be read.
     """
     with path.open("rb") as file:
+        check_file(file, params.max_series_bytes)
         has_preamble = file.read(132)[128:] == b"DICM"
         file.seek(0)
         try:
@@ -82,14 +94,25 @@ def read_header(path: Path) -> Header:
             if not sop_class and data.file_meta.get("MediaStorageSOPClassUID"):
                 sop_class = str(data.file_meta.MediaStorageSOPClassUID)
             complete = _has_all_pixels(file, data)
+            header = _header(path, data, sop_class, complete)
         except Refused:
             raise
+        except RecursionError:
+            raise Refused(Reason.NESTED_TOO_DEEP, "sequences within sequences") from None
         except Exception as error:  # the parser meets arbitrary bytes
             reason = Reason.TRUNCATED if has_preamble else Reason.NOT_DICOM
             raise Refused(reason, type(error).__name__) from None
     if not sop_class:
         raise Refused(Reason.TRUNCATED, "ends before SOPClassUID")
-    return Header(
+    frames, bits = _integer(data, "NumberOfFrames") or 1, _integer(data, "BitsAllocated") or 16
+    if header.size is not None and "TransferSyntaxUID" in data.file_meta:
+        rows, columns = header.size
+        check_claim(rows * columns * max(frames, 1) * bits // 8, path.stat().st_size)
+    return header
+
+
+def _header(path: Path, data: pydicom.FileDataset, sop_class: str, complete: bool) -> Header:
+    header = Header(
         path=path,
         sop_class=sop_class,
         series=_text(data, "SeriesInstanceUID"),
@@ -103,8 +126,26 @@ def read_header(path: Path) -> Header:
         position=_numbers(data, 3, "ImagePositionPatient"),
         orientation=_numbers(data, 6, "ImageOrientationPatient"),
         rescale=_numbers(data, 2, "RescaleSlope", "RescaleIntercept"),
+        acquisition=_integer(data, "AcquisitionNumber"),
+        number=_integer(data, "InstanceNumber"),
+        burned_in=(_text(data, "BurnedInAnnotation") or "").upper() == "YES",
         complete=complete,
     )
+    frames = tuple(
+        replace(
+            header,
+            frame=index,
+            image_type=tuple(_strings(frame.get("FrameType"))) or header.image_type,
+            spacing=_numbers(frame, 2, "PixelSpacing"),
+            position=_numbers(frame, 3, "ImagePositionPatient"),
+            orientation=_numbers(frame, 6, "ImageOrientationPatient"),
+            rescale=_numbers(frame, 2, "RescaleSlope", "RescaleIntercept"),
+            acquisition=_integer(frame, "FrameAcquisitionNumber"),
+            number=index,
+        )
+        for index, frame in enumerate(frames_of(data))
+    )
+    return replace(header, frames=frames)
 
 
 def _text(data: pydicom.Dataset, name: str) -> str | None:
@@ -123,6 +164,11 @@ def _numbers(data: pydicom.Dataset, length: int, *names: str) -> tuple[float, ..
         return None
     whole = values.shape == (length,) and bool(np.isfinite(values).all())
     return tuple(values.tolist()) if whole else None
+
+
+def _integer(data: pydicom.Dataset, name: str) -> int | None:
+    values = _numbers(data, 1, name)
+    return None if values is None else int(values[0])
 
 
 def _size(data: pydicom.Dataset) -> tuple[int, int] | None:

@@ -1,35 +1,122 @@
-"""Stored values of a series -> HU."""
+"""Stored values of a series -> HU.
+
+Decoding is pydicom's with the plugins of pylibjpeg and GDCM; what they cannot decode is refused.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pydicom
 from pydicom.config import disable_value_validation
+from pydicom.encaps import generate_frames
+from pydicom.pixels import iter_pixels
 
 from mg3d.data.ct.geometry import Grid
-from mg3d.data.ct.header import Refused
+from mg3d.data.ct.limits import check_volume, coded_size
+from mg3d.data.ct.refused import Refused
+from mg3d.data.ct.resample import to_grid
 from mg3d.ledger import Reason
+from mg3d.params import ConvertDicom
+
+AIR_HU = -1000
+PIXEL_TAGS: list[Any] = [
+    *("SOPClassUID", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
+    *("PhotometricInterpretation", "PlanarConfiguration", "PixelRepresentation"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+]
 
 
 @disable_value_validation()
-def read_volume(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+def read_volume(grid: Grid, params: ConvertDicom) -> tuple[np.ndarray, np.ndarray]:
     """Decode a series -> (int16 [X, Y, Z], affine to RAS mm).
 
     Axes are reordered and flipped to the closest of R, A and S; an oblique series keeps its oblique
-    affine and is not resampled. Raises Refused `undecodable`.
+    affine and is not resampled. Raises Refused: `undecodable`, `oversized`.
     """
     rows, columns = grid.slices[0].size or (0, 0)
-    volume = np.empty((columns, rows, len(grid.slices)), np.int16)
+    shape = (columns, rows, len(grid.slices))
+    for needed in (shape, grid.shape or shape):
+        check_volume(needed, params.max_series_bytes)
+    volume = np.empty(shape, np.int16)
     limits = np.iinfo(np.int16)
+    files: dict[Path, list[int]] = defaultdict(list)
     for index, header in enumerate(grid.slices):
-        try:
-            stored = pydicom.dcmread(header.path, force=True).pixel_array
-        except Exception as error:  # decoders meet arbitrary bytes
-            raise Refused(Reason.UNDECODABLE, type(error).__name__) from None
-        if stored.shape != (rows, columns):
-            raise Refused(Reason.UNDECODABLE, f"pixels of shape {stored.shape}")
-        slope, intercept = header.rescale or (1.0, 0.0)
-        values = np.rint(stored * np.float64(slope) + intercept)
-        volume[:, :, index] = np.clip(values, limits.min, limits.max).T
+        files[header.path].append(index)
+    for path, indices in files.items():
+        data, stored = read_stored(path, [grid.slices[index].frame for index in indices])
+        for index in indices:
+            values = next(stored)
+            if values.shape != (rows, columns):
+                raise Refused(Reason.UNDECODABLE, f"pixels of shape {values.shape}")
+            slope, intercept = grid.slices[index].rescale or (1.0, 0.0)
+            hu = np.rint(values * np.float64(slope) + intercept)
+            if params.padding_hu is not None:
+                hu[_padded(values, data)] = params.padding_hu
+            volume[:, :, index] = np.clip(hu, limits.min, limits.max).T
+    if grid.origins is not None:
+        assert grid.shape is not None
+        fill = AIR_HU if params.padding_hu is None else params.padding_hu
+        volume = to_grid(volume, grid.origins, grid.shape, fill)
     orientation = nibabel.orientations.io_orientation(grid.affine)
     affine = grid.affine @ nibabel.orientations.inv_ornt_aff(orientation, volume.shape)
     return nibabel.orientations.apply_orientation(volume, orientation), affine
+
+
+def read_stored(
+    path: Path, frames: Sequence[int | None]
+) -> tuple[pydicom.Dataset, Iterator[np.ndarray]]:
+    """The data set of a file and its stored values [rows, columns], of each frame in turn.
+
+    Raises Refused `undecodable`, and so does the iterator.
+    """
+    try:
+        data = pydicom.dcmread(path, force=True, specific_tags=PIXEL_TAGS)
+        size = (data.Rows, data.Columns)
+        if data.file_meta.TransferSyntaxUID.is_encapsulated:
+            count = int(data.get("NumberOfFrames") or 1)
+            for content in generate_frames(data.PixelData, number_of_frames=count):
+                coded = coded_size(content)
+                if coded is not None and coded != size:
+                    raise Refused(Reason.UNDECODABLE, f"header says {size}, code stream {coded}")
+    except Refused:
+        raise
+    except Exception as error:  # decoders meet arbitrary bytes
+        raise Refused(Reason.UNDECODABLE, type(error).__name__) from None
+    return data, _decode(data, frames)
+
+
+def _decode(data: pydicom.FileDataset, frames: Sequence[int | None]) -> Iterator[np.ndarray]:
+    indices = [frame for frame in frames if frame is not None]
+    try:
+        decoded = iter_pixels(data, indices=indices) if indices else iter([data.pixel_array])
+        for values in decoded:
+            yield _stored_bits(values, data)
+    except Exception as error:  # decoders meet arbitrary bytes
+        raise Refused(Reason.UNDECODABLE, type(error).__name__) from None
+
+
+def _stored_bits(values: np.ndarray, data: pydicom.FileDataset) -> np.ndarray:
+    """Without the unused bits, which may hold an overlay; the sign is that of the stored bits."""
+    allocated, stored = values.dtype.itemsize * 8, int(data.BitsStored)
+    if stored >= allocated:
+        return values
+    high = stored - 1
+    if not data.file_meta.TransferSyntaxUID.is_encapsulated:
+        high = int(data.get("HighBit") or high)
+    return (values << (allocated - 1 - high)) >> (allocated - stored)
+
+
+def _padded(values: np.ndarray, data: pydicom.Dataset) -> np.ndarray:
+    """Where ``values`` are PixelPaddingValue, or between it and the limit (C.7.5.1.1.2)."""
+    ends = [data.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    known = [int(end) for end in ends if isinstance(end, int)]
+    if not known or not isinstance(ends[0], int):
+        return np.zeros(values.shape, bool)
+    # The VR of both may contradict PixelRepresentation: read the bits as the pixels' type.
+    typed = [np.array(end & 0xFFFF, np.uint16).astype(values.dtype) for end in known]
+    return (values >= min(typed)) & (values <= max(typed))
