@@ -1,6 +1,7 @@
 """Stored values of a series -> HU.
 
 Decoding is pydicom's with the plugins of pylibjpeg and GDCM; what they cannot decode is refused.
+It also clears the unused bits, which may hold an overlay, and extends the sign of the stored ones.
 """
 
 from collections import defaultdict
@@ -77,6 +78,10 @@ def read_stored(
     try:
         data = pydicom.dcmread(path, force=True, specific_tags=PIXEL_TAGS)
         size = (data.Rows, data.Columns)
+        if data.get("HighBit", data.BitsStored - 1) != data.BitsStored - 1:  # PS3.5 8.1.1
+            raise Refused(
+                Reason.UNDECODABLE, f"HighBit {data.HighBit} of {data.BitsStored} BitsStored"
+            )
         if data.file_meta.TransferSyntaxUID.is_encapsulated:
             count = int(data.get("NumberOfFrames") or 1)
             for content in generate_frames(data.PixelData, number_of_frames=count):
@@ -94,21 +99,9 @@ def _decode(data: pydicom.FileDataset, frames: Sequence[int | None]) -> Iterator
     indices = [frame for frame in frames if frame is not None]
     try:
         decoded = iter_pixels(data, indices=indices) if indices else iter([data.pixel_array])
-        for values in decoded:
-            yield _stored_bits(values, data)
+        yield from decoded
     except Exception as error:  # decoders meet arbitrary bytes
         raise Refused(Reason.UNDECODABLE, type(error).__name__) from None
-
-
-def _stored_bits(values: np.ndarray, data: pydicom.FileDataset) -> np.ndarray:
-    """Without the unused bits, which may hold an overlay; the sign is that of the stored bits."""
-    allocated, stored = values.dtype.itemsize * 8, int(data.BitsStored)
-    if stored >= allocated:
-        return values
-    high = stored - 1
-    if not data.file_meta.TransferSyntaxUID.is_encapsulated:
-        high = int(data.get("HighBit") or high)
-    return (values << (allocated - 1 - high)) >> (allocated - stored)
 
 
 def _padded(values: np.ndarray, data: pydicom.Dataset) -> np.ndarray:
