@@ -33,7 +33,8 @@ def as_ras(image: nibabel.Nifti1Image) -> tuple[np.ndarray, np.ndarray]:
 
 def simpleitk(files: list[Path]) -> nibabel.Nifti1Image:
     """The series as SimpleITK reads it, files given in slice order; LPS -> RAS."""
-    image = SimpleITK.ReadImage([str(path) for path in files])
+    names = [str(path) for path in files]
+    image = SimpleITK.ReadImage(names if len(names) > 1 else names[0])
     direction = np.array(image.GetDirection()).reshape(3, 3)
     affine = np.eye(4)
     affine[:3, :3] = direction * image.GetSpacing()

@@ -13,7 +13,7 @@ from mg3d.data.ct.refused import Refused
 from mg3d.ledger import Reason
 
 MAX_COMPRESSION = 1000  # an empty 512 x 512 slice as JPEG 2000, with its header, reaches about 350
-DEFLATED = b"1.2.840.10008.1.2.1.99\0"
+DEFLATED = b"1.2.840.10008.1.2.1.99"
 CHUNK_BYTES = 1 << 20
 JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # SOF of JPEG and JPEG-LS
 
