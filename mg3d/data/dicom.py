@@ -213,7 +213,7 @@ def convert_dicom(source: Path, out: Path, params: ConvertDicom) -> Ledger:
             check_ct_series(group)
             if len(patients[study]) > 1:
                 raise Refused(Reason.MIXED_PATIENTS, "PatientID differs within the study")
-            parts, copies = divide([part for header in group for part in header.slices])
+            parts, copies = divide([part for header in group for part in header.slices], params)
         except Refused as refused:
             settle(series_id, len(group), refused)
             continue

@@ -14,8 +14,10 @@ import numpy as np
 from mg3d.data.ct.geometry import SAME_POSITION_MM
 from mg3d.data.ct.header import Header
 from mg3d.data.ct.pixels import read_stored
+from mg3d.params import ConvertDicom
 
 Place = tuple[int, ...]
+Parts = tuple[list[list[Header]], list[Header]]  # acquisitions, dropped copies
 
 
 def _place(header: Header) -> Place:
@@ -30,7 +32,9 @@ def _repeats(headers: Sequence[Header]) -> bool:
     return len({_place(header) for header in headers}) < len(headers)
 
 
-def divide(headers: Sequence[Header]) -> tuple[list[list[Header]], list[Header]]:
+def divide(
+    headers: Sequence[Header], params: ConvertDicom
+) -> tuple[list[list[Header]], list[Header]]:
     """Slices of one series -> (acquisitions, dropped copies); see the module's docstring.
 
     Raises Refused `undecodable` if slices at one position cannot be compared.
@@ -38,7 +42,7 @@ def divide(headers: Sequence[Header]) -> tuple[list[list[Header]], list[Header]]
     slices = list(headers)
     if not _repeats(slices):
         return [slices], []
-    slices, copies = _drop_copies(slices)
+    slices, copies = _drop_copies(slices, params)
     if not _repeats(slices):
         return [slices], copies
     parts = defaultdict(list)
@@ -57,7 +61,9 @@ def divide(headers: Sequence[Header]) -> tuple[list[list[Header]], list[Header]]
     return [slices], copies
 
 
-def _drop_copies(headers: Sequence[Header]) -> tuple[list[Header], list[Header]]:
+def _drop_copies(
+    headers: Sequence[Header], params: ConvertDicom
+) -> tuple[list[Header], list[Header]]:
     """(first of each, copies): same place, size, rescale and stored values."""
     places: dict[Place, list[Header]] = defaultdict(list)
     for header in headers:
@@ -67,7 +73,7 @@ def _drop_copies(headers: Sequence[Header]) -> tuple[list[Header], list[Header]]
     for group in places.values():
         seen: list[tuple[Header, np.ndarray]] = []
         for header in group if len(group) > 1 else ():
-            _, stored = read_stored(header.path, [header.frame])
+            _, stored = read_stored(header.path, [header.frame], params.max_series_bytes)
             values = next(stored)
             same = any(
                 header.rescale == other.rescale and np.array_equal(values, known)

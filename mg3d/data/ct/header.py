@@ -9,10 +9,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import pydicom
 from pydicom.config import disable_value_validation
-from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from mg3d.data.ct.frames import GROUPS, frames_of
-from mg3d.data.ct.limits import check_claim, check_file
+from mg3d.data.ct.limits import Bounded, check_claim, opened
 from mg3d.data.ct.refused import Refused
 from mg3d.ledger import Reason
 from mg3d.params import ConvertDicom
@@ -79,13 +78,13 @@ def read_header(path: Path, params: ConvertDicom = DEFAULTS) -> Header:
     Raises Refused: `not_dicom`, `oversized`, `nested_too_deep`, or `truncated` when not even the
     class of the object can be read.
     """
-    with path.open("rb") as file:
-        check_file(file, params.max_series_bytes)
+    with path.open("rb") as stored:
+        file = opened(stored, params.max_series_bytes)
         has_preamble = file.read(132)[128:] == b"DICM"
         file.seek(0)
         try:
             data = pydicom.dcmread(
-                file, stop_before_pixels=True, force=True, specific_tags=READ_TAGS
+                Bounded(file), stop_before_pixels=True, force=True, specific_tags=READ_TAGS
             )
             # Objects without a preamble predate the file format; force also "reads" a text file.
             sop_class = str(data.get("SOPClassUID") or "")
@@ -179,10 +178,8 @@ def _size(data: pydicom.Dataset) -> tuple[int, int] | None:
 def _has_all_pixels(file: BinaryIO, data: pydicom.FileDataset) -> bool:
     """Whether the PixelData element at the file's position is as long as it claims.
 
-    The position is where `stop_before_pixels` left it. A deflated stream is checked when decoded.
+    The position is where `stop_before_pixels` left it.
     """
-    if data.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        return True
     implicit, little = data.original_encoding
     order = "<" if little else ">"
     head = struct.Struct(order + ("HHL" if implicit else "HH4xL"))

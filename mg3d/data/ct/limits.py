@@ -4,6 +4,7 @@ A header may claim more than the file holds: rows and columns up to 65,535, any 
 code stream larger than its header says, a deflated stream of zeros.
 """
 
+import io
 import os
 import struct
 import zlib
@@ -14,28 +15,45 @@ from mg3d.ledger import Reason
 
 MAX_COMPRESSION = 1000  # an empty 512 x 512 slice as JPEG 2000, with its header, reaches about 350
 DEFLATED = b"1.2.840.10008.1.2.1.99"
-CHUNK_BYTES = 1 << 20
+EXPLICIT = b"1.2.840.10008.1.2.1"
+MAX_READS = 5_000_000  # a thousand frames with functional groups need a fifth; some seconds
 JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # SOF of JPEG and JPEG-LS
 
 
-def check_file(file: BinaryIO, max_bytes: int) -> None:
-    """Raise Refused `oversized` if the file, inflated where it is deflated, exceeds the limit.
+class Bounded:
+    """A file that may be read so many times: a parser reads at least once for each element."""
 
-    The position of ``file`` is its start, before and after.
+    def __init__(self, file: BinaryIO, max_reads: int = MAX_READS) -> None:
+        self._file = file
+        self._left = max_reads
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """Like a file's. Raises Refused `oversized` at one read too many."""
+        self._left -= 1
+        if self._left < 0:
+            raise Refused(Reason.OVERSIZED, "header of too many elements")
+        return self._file.read(size)
+
+
+def opened(file: BinaryIO, max_bytes: int) -> BinaryIO:
+    """``file`` itself, or what a deflated one holds, named as Explicit VR Little Endian.
+
+    Raises Refused `oversized` if either exceeds the limit; not more than the limit is inflated.
     """
     if os.fstat(file.fileno()).st_size > max_bytes:
         raise Refused(Reason.OVERSIZED, f"file over {max_bytes} bytes")
     head = file.read(1024)
-    if head[128:132] == b"DICM" and DEFLATED in head:
-        (length,) = struct.unpack("<L", head[140:144])  # of the group 0002, which is not deflated
-        file.seek(144 + length)
-        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-        total = 0
-        while (chunk := inflate.unconsumed_tail or file.read(CHUNK_BYTES)) and not inflate.eof:
-            total += len(inflate.decompress(chunk, CHUNK_BYTES))
-            if total > max_bytes:
-                raise Refused(Reason.OVERSIZED, f"inflates to over {max_bytes} bytes")
     file.seek(0)
+    if head[128:132] != b"DICM" or DEFLATED not in head:
+        return file
+    (length,) = struct.unpack("<L", head[140:144])  # of the group 0002, which is not deflated
+    meta = file.read(144 + length).replace(DEFLATED, EXPLICIT.ljust(len(DEFLATED), b"\0"))
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    content = inflate.decompress(file.read(), max_bytes)
+    if inflate.unconsumed_tail:
+        raise Refused(Reason.OVERSIZED, f"inflates to over {max_bytes} bytes")
+    return io.BytesIO(meta + content)
 
 
 def check_claim(decoded_bytes: int, encoded_bytes: int) -> None:

@@ -17,7 +17,7 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels import iter_pixels
 
 from mg3d.data.ct.geometry import Grid
-from mg3d.data.ct.limits import check_volume, coded_size
+from mg3d.data.ct.limits import Bounded, check_volume, coded_size, opened
 from mg3d.data.ct.refused import Refused
 from mg3d.data.ct.resample import to_grid
 from mg3d.ledger import Reason
@@ -49,7 +49,8 @@ def read_volume(grid: Grid, params: ConvertDicom) -> tuple[np.ndarray, np.ndarra
     for index, header in enumerate(grid.slices):
         files[header.path].append(index)
     for path, indices in files.items():
-        data, stored = read_stored(path, [grid.slices[index].frame for index in indices])
+        frames = [grid.slices[index].frame for index in indices]
+        data, stored = read_stored(path, frames, params.max_series_bytes)
         for index in indices:
             values = next(stored)
             if values.shape != (rows, columns):
@@ -69,14 +70,16 @@ def read_volume(grid: Grid, params: ConvertDicom) -> tuple[np.ndarray, np.ndarra
 
 
 def read_stored(
-    path: Path, frames: Sequence[int | None]
+    path: Path, frames: Sequence[int | None], max_bytes: int
 ) -> tuple[pydicom.Dataset, Iterator[np.ndarray]]:
     """The data set of a file and its stored values [rows, columns], of each frame in turn.
 
-    Raises Refused `undecodable`, and so does the iterator.
+    Raises Refused `undecodable` or `oversized`, and so does the iterator.
     """
     try:
-        data = pydicom.dcmread(path, force=True, specific_tags=PIXEL_TAGS)
+        with path.open("rb") as file:
+            whole = opened(file, max_bytes)
+            data = pydicom.dcmread(Bounded(whole), force=True, specific_tags=PIXEL_TAGS)
         size = (data.Rows, data.Columns)
         if data.get("HighBit", data.BitsStored - 1) != data.BitsStored - 1:  # PS3.5 8.1.1
             raise Refused(

@@ -12,6 +12,7 @@ import pytest
 from pydicom import Dataset
 
 from data.converters import reasons
+from mg3d.data.ct import limits
 from mg3d.data.ct.header import read_header
 from mg3d.data.ct.refused import Refused
 from mg3d.data.dicom import convert_dicom
@@ -50,6 +51,14 @@ def test_a_deflated_bomb_is_not_inflated(
     assert len(bomb) < 2**19
     refused = refuse(path)
     assert (refused.reason, refused.detail) == (Reason.OVERSIZED, "inflates to over 4194304 bytes")
+
+
+def test_a_header_of_millions_of_elements_is_not_parsed_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits.Bounded.__init__, "__defaults__", (10_000,))
+    (tmp_path / "zeros").write_bytes(bytes(128) + b"DICM" + bytes(2**21))
+    assert refuse(tmp_path / "zeros").detail == "header of too many elements"
 
 
 def test_a_claim_of_pixels_that_the_file_cannot_hold_is_refused(
