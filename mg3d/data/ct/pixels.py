@@ -101,7 +101,9 @@ def read_stored(
 def _decode(data: pydicom.FileDataset, frames: Sequence[int | None]) -> Iterator[np.ndarray]:
     indices = [frame for frame in frames if frame is not None]
     try:
-        decoded = iter_pixels(data, indices=indices) if indices else iter([data.pixel_array])
+        decoded = (
+            iter_pixels(data, indices=indices) if indices else [data.pixel_array] * len(frames)
+        )
         yield from decoded
     except Exception as error:  # decoders meet arbitrary bytes
         raise Refused(Reason.UNDECODABLE, type(error).__name__) from None
