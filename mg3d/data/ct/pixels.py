@@ -1,0 +1,120 @@
+"""Stored values of a series -> HU.
+
+Decoding is pydicom's with the plugins of pylibjpeg and GDCM; what they cannot decode is refused.
+It also clears the unused bits, which may hold an overlay, and extends the sign of the stored ones.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pydicom
+from pydicom.config import disable_value_validation
+from pydicom.encaps import generate_frames
+from pydicom.pixels import iter_pixels
+
+from mg3d.data.ct.geometry import Grid
+from mg3d.data.ct.limits import Bounded, check_volume, coded_size, opened
+from mg3d.data.ct.refused import Refused
+from mg3d.data.ct.resample import to_grid
+from mg3d.ledger import Reason
+from mg3d.params import ConvertDicom
+
+AIR_HU = -1000
+PIXEL_TAGS: list[Any] = [
+    *("SOPClassUID", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
+    *("PhotometricInterpretation", "PlanarConfiguration", "PixelRepresentation"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+]
+
+
+@disable_value_validation()
+def read_volume(grid: Grid, params: ConvertDicom) -> tuple[np.ndarray, np.ndarray]:
+    """Decode a series -> (int16 [X, Y, Z], affine to RAS mm).
+
+    Axes are reordered and flipped to the closest of R, A and S; an oblique series keeps its oblique
+    affine and is not resampled. Raises Refused: `undecodable`, `oversized`.
+    """
+    rows, columns = grid.slices[0].size or (0, 0)
+    shape = (columns, rows, len(grid.slices))
+    for needed in (shape, grid.shape or shape):
+        check_volume(needed, params.max_series_bytes)
+    volume = np.empty(shape, np.int16)
+    limits = np.iinfo(np.int16)
+    files: dict[Path, list[int]] = defaultdict(list)
+    for index, header in enumerate(grid.slices):
+        files[header.path].append(index)
+    for path, indices in files.items():
+        frames = [grid.slices[index].frame for index in indices]
+        data, stored = read_stored(path, frames, params.max_series_bytes)
+        for index in indices:
+            values = next(stored)
+            if values.shape != (rows, columns):
+                raise Refused(Reason.UNDECODABLE, f"pixels of shape {values.shape}")
+            slope, intercept = grid.slices[index].rescale or (1.0, 0.0)
+            hu = np.rint(values * np.float64(slope) + intercept)
+            if params.padding_hu is not None:
+                hu[_padded(values, data)] = params.padding_hu
+            volume[:, :, index] = np.clip(hu, limits.min, limits.max).T
+    if grid.origins is not None:
+        assert grid.shape is not None
+        fill = AIR_HU if params.padding_hu is None else params.padding_hu
+        volume = to_grid(volume, grid.origins, grid.shape, fill)
+    orientation = nibabel.orientations.io_orientation(grid.affine)
+    affine = grid.affine @ nibabel.orientations.inv_ornt_aff(orientation, volume.shape)
+    return nibabel.orientations.apply_orientation(volume, orientation), affine
+
+
+def read_stored(
+    path: Path, frames: Sequence[int | None], max_bytes: int
+) -> tuple[pydicom.Dataset, Iterator[np.ndarray]]:
+    """The data set of a file and its stored values [rows, columns], of each frame in turn.
+
+    Raises Refused `undecodable` or `oversized`, and so does the iterator.
+    """
+    try:
+        with path.open("rb") as file:
+            whole = opened(file, max_bytes)
+            data = pydicom.dcmread(Bounded(whole), force=True, specific_tags=PIXEL_TAGS)
+        size = (data.Rows, data.Columns)
+        if data.get("HighBit", data.BitsStored - 1) != data.BitsStored - 1:  # PS3.5 8.1.1
+            raise Refused(
+                Reason.UNDECODABLE, f"HighBit {data.HighBit} of {data.BitsStored} BitsStored"
+            )
+        if data.file_meta.TransferSyntaxUID.is_encapsulated:
+            count = int(data.get("NumberOfFrames") or 1)
+            for content in generate_frames(data.PixelData, number_of_frames=count):
+                coded = coded_size(content)
+                if coded is not None and coded != size:
+                    raise Refused(Reason.UNDECODABLE, f"header says {size}, code stream {coded}")
+    except Refused:
+        raise
+    except Exception as error:  # decoders meet arbitrary bytes
+        raise Refused(Reason.UNDECODABLE, type(error).__name__) from None
+    return data, _decode(data, frames)
+
+
+def _decode(data: pydicom.FileDataset, frames: Sequence[int | None]) -> Iterator[np.ndarray]:
+    indices = [frame for frame in frames if frame is not None]
+    try:
+        decoded = (
+            iter_pixels(data, indices=indices) if indices else [data.pixel_array] * len(frames)
+        )
+        yield from decoded
+    except Exception as error:  # decoders meet arbitrary bytes
+        raise Refused(Reason.UNDECODABLE, type(error).__name__) from None
+
+
+def _padded(values: np.ndarray, data: pydicom.Dataset) -> np.ndarray:
+    """Where ``values`` are PixelPaddingValue, or between it and the limit (C.7.5.1.1.2)."""
+    ends = [data.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    known = [int(end) for end in ends if isinstance(end, int)]
+    if not known or not isinstance(ends[0], int):
+        return np.zeros(values.shape, bool)
+    # The VR of both may contradict PixelRepresentation: read the bits as the pixels' type.
+    typed = [np.array(end & 0xFFFF, np.uint16).astype(values.dtype) for end in known]
+    return (values >= min(typed)) & (values <= max(typed))
