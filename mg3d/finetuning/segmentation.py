@@ -20,7 +20,8 @@ from scipy.ndimage import map_coordinates, zoom
 from torch import Tensor, nn
 
 from mg3d import paths
-from mg3d.data.volumes import apply_window, resample_to_contract
+from mg3d.data.resample import resample_to_contract
+from mg3d.data.volumes import apply_window
 from mg3d.figures import segmentation as figures
 from mg3d.finetuning.encoders import starting_encoder
 from mg3d.finetuning.fitting import fit_head
