@@ -1,11 +1,16 @@
 """pack_volumes: the window, every bad input in the ledger, kill and resume."""
 
 import hashlib
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from mg3d.data.volumes import apply_window, pack_volumes
@@ -86,3 +91,104 @@ def test_mistakes_name_the_remedy(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"could be packed.*unreadable"):
         pack_volumes(tmp_path, tmp_path / "out", PackVolumes(), CONTRACT)
+
+
+def packed_bytes(out: Path) -> dict[str, bytes]:
+    """Every file that the stage wrote, by name."""
+    return {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+    }
+
+
+PACK = """
+import sys
+from pathlib import Path
+from mg3d.data.volumes import pack_volumes
+from mg3d.params import PackVolumes, VolumeContract
+contract = VolumeContract(spacing_mm=(2.0, 2.0, 2.0), shape_voxels=(64, 64, 64))
+pack_volumes(Path(sys.argv[1]), Path(sys.argv[2]), PackVolumes(num_workers=2), contract)
+"""
+
+
+def test_killed_and_started_again_packs_the_remainder_only(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = [f"study-{number:02d}" for number in range(24)]
+    for name in names:
+        save(tmp_path / f"in/nifti/{name}.nii.gz", rng.integers(-900, 900, (64, 64, 64), np.int16))
+    save(tmp_path / "in/nifti/flat.nii.gz", np.zeros((8, 8, 8), np.int16))
+    names.append("flat")
+    pd.DataFrame({"study_id": names, "nifti": [f"{n}.nii.gz" for n in names]}).to_parquet(
+        tmp_path / "in/manifest.parquet"
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", PACK, str(tmp_path / "in"), str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("volumes/study*.npy"))) < 4:
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    gone, alive = psutil.wait_procs(workers, timeout=30)
+    assert alive == [], "workers outlive a killed stage"
+    assert len(gone) >= 2
+    done = {path: path.stat().st_mtime_ns for path in out.glob("volumes/study*.npy")}
+    assert 4 <= len(done) < 24
+    (out / "volumes/.study-99.npy.x1y2.npy").touch()  # killed while it was writing
+
+    pack_volumes(tmp_path / "in", out, PackVolumes(num_workers=1), CONTRACT)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    whole = tmp_path / "whole"
+    pack_volumes(tmp_path / "in", whole, PackVolumes(num_workers=1), CONTRACT)
+    assert packed_bytes(out) == packed_bytes(whole)
+
+
+def test_a_packed_file_is_of_its_input_its_contract_and_its_setting(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    source, out = tmp_path / "in", tmp_path / "out"
+    names = ["a", "b"]
+    for name in names:
+        save(source / f"nifti/{name}.nii.gz", rng.integers(-900, 900, (8, 8, 8), np.int16))
+    pd.DataFrame({"study_id": names, "nifti": [f"{n}.nii.gz" for n in names]}).to_parquet(
+        source / "manifest.parquet"
+    )
+
+    def files() -> tuple[str, ...]:
+        table = pd.read_parquet(out / "manifest.parquet")
+        assert {path.name for path in (out / "volumes").iterdir()} == set(table["volume"])
+        return tuple(table["volume"])
+
+    pack_volumes(source, out, PackVolumes(num_workers=1), CONTRACT)
+    a, b = files()
+    save(source / "nifti/b.nii.gz", rng.integers(-900, 900, (8, 8, 8), np.int16))
+    pack_volumes(source, out, PackVolumes(num_workers=1), CONTRACT)
+    assert files()[0] == a
+    assert files()[1] != b
+    other = CONTRACT.model_copy(update={"spacing_mm": (3.0, 2.0, 2.0)})
+    pack_volumes(source, out, PackVolumes(num_workers=1), other)
+    assert not set(files()) & {a, b}
+    pack_volumes(source, out, PackVolumes(num_workers=1, blank_header="pixdim"), CONTRACT)
+    assert not set(files()) & {a, b}
+
+
+def test_blank_headers_are_packed_only_by_the_setting(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).integers(-900, 900, (8, 8, 8), np.int16)
+    header = nibabel.Nifti1Header()
+    header.set_data_shape(voxels.shape)
+    header.set_data_dtype(np.int16)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    (tmp_path / "in/nifti").mkdir(parents=True)
+    content = header.binaryblock + bytes(4) + voxels.tobytes(order="F")
+    (tmp_path / "in/nifti/blank.nii").write_bytes(content)
+    pd.DataFrame({"study_id": ["blank"], "nifti": ["blank.nii"]}).to_parquet(
+        tmp_path / "in/manifest.parquet"
+    )
+    with pytest.raises(ValueError, match="no_affine"):
+        pack_volumes(tmp_path / "in", tmp_path / "out", PackVolumes(num_workers=1), CONTRACT)
+    params = PackVolumes(num_workers=1, blank_header="pixdim")
+    ledger = pack_volumes(tmp_path / "in", tmp_path / "out", params, CONTRACT)
+    assert ledger.summary()["used"] == 1
