@@ -100,12 +100,14 @@ def _box_average(volume: np.ndarray, boxes: list[int], low_hu: int) -> np.ndarra
     rows = averaged.transpose(slow, middle, fast)
     in_memory = np.int16 if volume.dtype == np.int16 else np.float32
     low = in_memory(low_hu)
+    # `clip` is several times as fast as `maximum`.
+    high = np.iinfo(np.int16).max if in_memory is np.int16 else np.float32(np.inf)
     for index in range(len(rows)):
         first, last = index * boxes[slow], len(planes) - 1
         total = np.zeros(planes.shape[1:], np.float32)
         for number in range(first, first + boxes[slow]):
             plane = planes[min(number, last)].astype(in_memory, copy=False)
-            total += np.maximum(plane, low).astype(np.float32, copy=False)
+            total += np.clip(plane, low, high).astype(np.float32, copy=False)
         rows[index] = _box_sum(_box_sum(total, boxes[middle]).T, boxes[fast]).T
     averaged /= np.float32(np.prod(boxes))
     return averaged

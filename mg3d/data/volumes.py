@@ -29,8 +29,11 @@ COLUMNS = ["study_id", "volume", "volume_sha256", "contract_digest"]
 def apply_window(volume_hu: np.ndarray, window_hu: tuple[int, int]) -> np.ndarray:
     """HU -> float32 in [0, 1]: ``window_hu`` = (low, high) maps to 0 and 1, clipped beyond."""
     low, high = window_hu
-    windowed = np.clip(volume_hu, low, high).astype(np.float32)
-    windowed -= low
+    clipped = np.clip(np.asarray(volume_hu), low, high)
+    clipped -= clipped.dtype.type(low)
+    # From int16 the difference is at most 65535: it wraps around, and is right as uint16.
+    steps = clipped.view(np.uint16) if clipped.dtype == np.int16 else clipped
+    windowed = steps.astype(np.float32)
     windowed /= high - low
     return windowed
 

@@ -26,6 +26,18 @@ def test_window() -> None:
     np.testing.assert_allclose(windowed, [0, 0, 2 / 3, 1250 / 1500, 1, 1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float64, np.int32])
+@pytest.mark.parametrize("window_hu", [(-1000, 1000), (-175, 250), (-32768, 32767), (0, 1)])
+def test_the_window_of_every_int16(window_hu: tuple[int, int], dtype: type) -> None:
+    hu = np.arange(-32768, 32768).astype(dtype)
+    low, high = window_hu
+    expected = (np.clip(hu.astype(np.float64), low, high) - low) / (high - low)
+    windowed = apply_window(hu, window_hu)
+    assert windowed.dtype == np.float32
+    np.testing.assert_array_equal(windowed, expected.astype(np.float32))
+    np.testing.assert_array_equal(hu, np.arange(-32768, 32768))  # the input is not written to
+
+
 def save(path: Path, data: np.ndarray, affine: np.ndarray | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.Nifti1Image(data, np.eye(4) if affine is None else affine).to_filename(path)
