@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mg3d.data.nifti import load_nifti
+from mg3d.data.nifti import RefusedNifti, load_nifti
 from mg3d.data.resample import resample_to_contract
 from mg3d.data.volumes import apply_window
 from mg3d.finetuning.task import Case
@@ -166,7 +166,10 @@ def read_case(case: Case, contract: VolumeContract, ledger: Ledger) -> np.ndarra
                 return None
             return volume
         image, affine = load_image(case)
-    except Exception as error:  # any reader's error means the same here: this file cannot be read
+    except RefusedNifti as refused:
+        ledger.quarantine(case.case_id, refused.reason, refused.detail)
+        return None
+    except Exception as error:  # any other reader's error means: this file cannot be read
         ledger.quarantine(case.case_id, Reason.UNREADABLE, type(error).__name__)
         return None
     found = problem(image) if image.ndim == 3 else (Reason.WRONG_SHAPE, f"{image.ndim} axes")
