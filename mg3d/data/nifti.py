@@ -24,6 +24,7 @@ MIN_DETERMINANT = 0.5  # of the axes' unit vectors: 1 if orthogonal, 0.5 if shea
 AGREE_VOXELS = 0.5  # how far qform and sform may move a corner, in sizes of the smallest voxel
 TEMPLATES = (3, 4)  # codes of Talairach and MNI space, whose millimetres are not the patient's
 UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown counts as mm, metre, mm, micrometre
+MAX_HEADER_BYTES = 2**26  # with its extensions
 CHUNK_VOXELS = 2**18  # converted at a time
 
 BlankHeader = Literal["refuse", "pixdim"]
@@ -92,11 +93,13 @@ def _read_header(stream: BinaryIO) -> Any:
         else:
             continue
         try:
-            header = header_class(block, endianness=order)
+            header = header_class(block, endianness=order, check=False)  # checking would repair
             skip = int(header.get_data_offset()) - len(block)
         except (HeaderDataError, ValueError, OverflowError):
             raise RefusedNifti(Reason.UNREADABLE, "header is damaged") from None
-        if not 0 <= skip <= 2**26 or len(stream.read(skip)) < skip:
+        if not 0 <= skip <= MAX_HEADER_BYTES:
+            raise RefusedNifti(Reason.UNREADABLE, "voxels begin nowhere")
+        if len(stream.read(skip)) < skip:
             raise RefusedNifti(Reason.TRUNCATED, "file ends before its voxels")
         return header
     detail = "half of a .hdr/.img pair" if block[344:347] == b"ni1" else "not a NIfTI file"

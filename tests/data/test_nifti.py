@@ -119,6 +119,27 @@ def test_a_flipped_bit_never_passes(seed: int, tmp_path: Path) -> None:
         load_nifti(tmp_path / "x.nii.gz")
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("value", [0, 1, 127, 255])
+def test_any_header_is_read_or_refused(value: int, tmp_path: Path) -> None:
+    """Each byte in turn: no other error, and never more memory than the file warrants."""
+    path = tmp_path / "x.nii"
+    outcomes = set()
+    for position in range(352):
+        content = bytearray(image(qform=AFFINE))
+        content[position] = value
+        path.write_bytes(content)
+        try:
+            voxels, affine = load_nifti(path)
+        except RefusedNifti as error:
+            outcomes.add(str(error.reason))
+        else:
+            assert voxels.size <= VOXELS.size
+            assert np.isfinite(affine).all()
+            outcomes.add("read")
+    assert {"read", "unreadable"} < outcomes
+
+
 def test_what_is_no_nifti(tmp_path: Path) -> None:
     path = tmp_path / "x.nii.gz"
     for content in (b"", b"no image", gzip.compress(b"no image"), b"\0\5\x16\7" + b"\0" * 4092):
@@ -245,6 +266,9 @@ def test_a_blank_header(tmp_path: Path) -> None:
     voxels, affine = load_nifti(path, blank_header="pixdim")
     np.testing.assert_array_equal(voxels, VOXELS)
     np.testing.assert_allclose(affine, np.diag([2.0, 1.5, 3.0, 1.0]))
+    no_sizes = image(sform=None, pixdim=(1, 0.0, 1.5, 3.0, 1, 1, 1, 1))
+    with pytest.raises(RefusedNifti, match=r"implausible_spacing: 0 x 1\.5 x 3 mm"):
+        load_nifti(written(no_sizes, tmp_path / "y.nii"), blank_header="pixdim")
 
 
 @pytest.mark.parametrize(("code", "mm"), [(0, 1.0), (1, 1e3), (2, 1.0), (3, 1e-3)])
