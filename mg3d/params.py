@@ -132,6 +132,9 @@ class PackVolumes(Section):
     """NIfTI -> the volume contract as memory-mappable int16 arrays."""
 
     num_workers: int = Field(2, ge=1)
+    blank_header: Literal["refuse", "pixdim"] = Field(
+        "refuse", description="files without qform and sform; pixdim: taken as RAS, with its sizes"
+    )
 
 
 class BuildManifest(Section):

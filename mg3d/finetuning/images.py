@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mg3d.data.volumes import apply_window, load_nifti, resample_to_contract
+from mg3d.data.nifti import RefusedNifti, load_nifti
+from mg3d.data.resample import resample_to_contract
+from mg3d.data.volumes import apply_window
 from mg3d.finetuning.task import Case
 from mg3d.ledger import Ledger, Reason
 from mg3d.params import VolumeContract
@@ -43,7 +45,8 @@ def load_image(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """
     name = case.image.name
     if name.endswith((".nii", ".nii.gz")):
-        volume, affine = load_nifti(case.image)
+        # A raw file may come without geometry: its millimetres are the case's.
+        volume, affine = load_nifti(case.image, "pixdim" if case.spacing_mm else "refuse")
     elif name.endswith(".mha"):
         volume, affine = _load_mha(case.image)
     else:
@@ -163,7 +166,10 @@ def read_case(case: Case, contract: VolumeContract, ledger: Ledger) -> np.ndarra
                 return None
             return volume
         image, affine = load_image(case)
-    except Exception as error:  # any reader's error means the same here: this file cannot be read
+    except RefusedNifti as refused:
+        ledger.quarantine(case.case_id, refused.reason, refused.detail)
+        return None
+    except Exception as error:  # any other reader's error means: this file cannot be read
         ledger.quarantine(case.case_id, Reason.UNREADABLE, type(error).__name__)
         return None
     found = problem(image) if image.ndim == 3 else (Reason.WRONG_SHAPE, f"{image.ndim} axes")

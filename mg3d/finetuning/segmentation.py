@@ -20,7 +20,9 @@ from scipy.ndimage import map_coordinates, zoom
 from torch import Tensor, nn
 
 from mg3d import paths
-from mg3d.data.volumes import apply_window, resample_to_contract
+from mg3d.data.nifti import RefusedNifti
+from mg3d.data.resample import resample_to_contract
+from mg3d.data.volumes import apply_window
 from mg3d.figures import segmentation as figures
 from mg3d.finetuning.encoders import starting_encoder
 from mg3d.finetuning.fitting import fit_head
@@ -312,7 +314,10 @@ def _load(
         try:
             image, affine = load_image(case)
             mask_image, mask_affine = load_image(Case(case.case_id, "", case.mask or Path()))
-        except Exception as error:  # any reader's error means the same: this file cannot be read
+        except RefusedNifti as refused:
+            ledger.quarantine(case.case_id, refused.reason, refused.detail)
+            continue
+        except Exception as error:  # any other reader's error means: this file cannot be read
             ledger.quarantine(case.case_id, Reason.UNREADABLE, type(error).__name__)
             continue
         found = problem(image) if image.ndim == 3 else (Reason.WRONG_SHAPE, f"{image.ndim} axes")

@@ -21,10 +21,11 @@ from mg3d.data.ct.refused import Refused
 from mg3d.data.dicom import convert_dicom
 from mg3d.data.identity import pseudonym
 from mg3d.data.manifest import build_manifest
+from mg3d.data.nifti import load_nifti
 from mg3d.data.pairs import Pairs
 from mg3d.data.reports import clean_reports
 from mg3d.data.sentences import segment_sentences
-from mg3d.data.volumes import load_nifti, pack_volumes
+from mg3d.data.volumes import pack_volumes
 from mg3d.ledger import Reason
 from mg3d.params import (
     BuildManifest,

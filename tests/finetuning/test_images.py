@@ -1,11 +1,19 @@
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK
 from PIL import Image
 
-from mg3d.finetuning.images import load_image, load_slices, natural_key, packed_cases, problem
+from mg3d.finetuning.images import (
+    load_image,
+    load_slices,
+    natural_key,
+    packed_cases,
+    problem,
+    read_case,
+)
 from mg3d.finetuning.task import Case
 from mg3d.ledger import Ledger, Reason
 from mg3d.params import VolumeContract
@@ -101,3 +109,14 @@ def test_a_broken_file_stops_nobody(tmp_path: Path) -> None:
     assert {e.input_id: e.reason for e in ledger.entries} == {
         "bad": Reason.UNREADABLE, "absent": Reason.UNREADABLE,
     }  # fmt: skip
+
+
+def test_why_a_nifti_is_refused_reaches_the_ledger(tmp_path: Path) -> None:
+    """Two forms that disagree: a case as good as lost, and the ledger says to what."""
+    image = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4))
+    image.set_qform(np.diag([-1.0, 1, 1, 1]), code=1)
+    image.to_filename(tmp_path / "x.nii.gz")
+    ledger = Ledger("task", "case", ["x"])
+    assert read_case(Case("x", "x", tmp_path / "x.nii.gz"), CONTRACT, ledger) is None
+    (entry,) = ledger.entries
+    assert entry.reason == Reason.AFFINES_DISAGREE

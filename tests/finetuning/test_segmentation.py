@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mg3d.data.volumes import resample_to_contract
+from mg3d.data.resample import resample_to_contract
 from mg3d.finetuning.segmentation import (
     UNETR,
     UNIT_GRID,
