@@ -232,7 +232,7 @@ def main() -> None:
     if len(rows) == 1:
         ((_, found),) = rows.items()
         print("| part | seconds | of the step |\n|---|---|---|")
-        for name, seconds in found.items():
+        for name, seconds in sorted(found.items(), key=lambda part: part[0] in (MINIMUM, STEP)):
             if name != GIB and not name.startswith("TFLOP"):
                 print(f"| {name} | {seconds:.2f} | {seconds / found[STEP]:.0%} |")
         print()
