@@ -36,7 +36,7 @@ from mg3d.models.mg3d import MG3D, Inputs
 from mg3d.objectives.mim import mask_blocks
 from mg3d.objectives.mlm import mask_words
 from mg3d.params import Params, load_params
-from mg3d.training.distributed import process_group
+from mg3d.training.distributed import process_group, world_size
 from mg3d.training.parallel import replicated
 from mg3d.training.pretrain import PretrainStep
 
@@ -139,8 +139,8 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     params = load_params(args.params)
+    model = random_model(params)  # before ranks join: transformers saves on the first one only
     with process_group():
-        model = random_model(params)
         drawn = inputs(params, args.batch[0], args.sentences[0], args.tokens[0])
         batch = Inputs(**{name: value.to(DEVICE) for name, value in vars(drawn).items()})
         parts_of_batch = args.batch[0] if args.accumulate else 1
@@ -169,7 +169,8 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
                 batch.masked_ids, batch.attention_mask
             ),
         }
-        if args.accumulate:  # an accumulated step would not fit beside the whole batch's graph
+        # An accumulated batch's graph would not fit; DDP counts every backward pass.
+        if args.accumulate or world_size() > 1:
             runs = {}
         found = median_s({**runs, STEP: step}, args.repeats)
         if DEVICE.type == "cuda":
@@ -232,7 +233,7 @@ def main() -> None:
     if len(rows) == 1:
         ((_, found),) = rows.items()
         print("| part | seconds | of the step |\n|---|---|---|")
-        for name, seconds in sorted(found.items(), key=lambda part: part[0] in (MINIMUM, STEP)):
+        for name, seconds in found.items():
             if name != GIB and not name.startswith("TFLOP"):
                 print(f"| {name} | {seconds:.2f} | {seconds / found[STEP]:.0%} |")
         print()
