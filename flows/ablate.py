@@ -7,19 +7,14 @@ from prefect.cache_policies import NO_CACHE
 
 from flows import child
 from flows.command_line import main
-from mg3d import launch, paths
+from mg3d import paths
 from mg3d.params import load_params
 
 
 @task(retries=1, retry_delay_seconds=5, cache_policy=NO_CACHE)
 def run_cells(prepared: Path, out: Path, params: Path) -> Path:
-    """A second try finds the finished cells; being told to stop is no failed try."""
-    while True:
-        try:
-            return Path(child.mg3d("ablate", prepared, "--out", out, "--params", params))
-        except launch.CommandError as error:
-            if error.code != launch.RESUMABLE:
-                raise
+    """A second try finds the finished cells."""
+    return child.mg3d_to_the_end("ablate", prepared, "--out", out, "--params", params)
 
 
 @flow

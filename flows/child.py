@@ -24,6 +24,19 @@ def mg3d(*arguments: str | Path, label: str = "") -> str:
     return _run([*MG3D, *map(str, arguments)], label)
 
 
+def mg3d_to_the_end(*arguments: str | Path) -> Path:
+    """:func:`mg3d`, started again as often as it was told to stop: it goes on where it was.
+
+    Being told to stop is no failed try. Returns the path that its last line is.
+    """
+    while True:
+        try:
+            return Path(mg3d(*arguments))
+        except launch.CommandError as error:
+            if error.code != launch.RESUMABLE:
+                raise
+
+
 def dvc(*arguments: str | Path) -> str:
     """Run ``dvc <arguments>``; its last line."""
     return _run([*DVC, *map(str, arguments)])

@@ -15,7 +15,7 @@ import numpy as np
 
 from mg3d import fingerprint, launch, paths, tracking
 from mg3d.experiments import tables
-from mg3d.experiments.files import digest, kept, save_figure, slug, write_json
+from mg3d.experiments.files import TABLE, TABLE_CSV, digest, kept, publish, save_figure, slug
 from mg3d.experiments.measure import Studies, measure, read_studies, untrained_probe
 from mg3d.experiments.run import Cell, fingerprint_of, resumable, run_cells
 from mg3d.metrics import probe
@@ -23,8 +23,6 @@ from mg3d.metrics.bootstrap import Estimate
 from mg3d.metrics.retrieval import chance_recall_at
 from mg3d.params import Objective, Params, save_params
 
-TABLE = "table.md"
-TABLE_CSV = "table.csv"
 CODE = ("experiments", "metrics", "figures")
 TERMS = ("mlm", "sfr", "mim", "cml", "dfa", "ssm", "itc")
 BASE = "MIM+MLM"
@@ -121,16 +119,7 @@ def ablate(prepared: Path, out: Path, params: Params) -> Path:
         result = summarise(found, rungs(params.objective), studies.patient_ids, params)
         result["inputs"] = inputs
         write(folder, result, studies)
-        for rank, rung in enumerate(result["rungs"]):
-            values = result["rungs"][rung]["metrics"]
-            tracked.on_metrics(
-                rank, {f"ablate/{key}": row["mean"] for key, row in values.items() if row["n"]}
-            )
-        tracked.log_folder(folder / paths.FIGURES)
-        for name in (TABLE, TABLE_CSV):
-            tracked.log_file(folder / name)
-        write_json(folder / paths.RESULT, result)
-        tracked.log_file(folder / paths.RESULT)
+        publish(folder, result, result["rungs"].values(), tracked)
     return folder / paths.RESULT
 
 

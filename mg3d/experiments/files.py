@@ -2,11 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mg3d import paths
+from mg3d.tracking import Tracked
+
+TABLE = "table.md"
+TABLE_CSV = "table.csv"
 
 
 def kept(file: Path, compute: Callable[[], Any]) -> dict[str, Any]:
@@ -41,3 +45,21 @@ def save_figure(file: Path, figure: Any) -> None:
     """Atomically."""
     with paths.atomic_write(file) as temporary:
         figure.savefig(temporary, dpi=110)
+
+
+def publish(
+    folder: Path, result: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], tracked: Tracked
+) -> None:
+    """Tables and figures of ``folder`` to the tracker, then ``result.json``, the mark of the end.
+
+    The means of each of ``rows`` become metrics at the row's number.
+    """
+    for number, row in enumerate(rows):
+        means = {f"{folder.name.partition('-')[0]}/{key}": values["mean"]
+                 for key, values in row["metrics"].items() if values["n"]}  # fmt: skip
+        tracked.on_metrics(number, means)
+    tracked.log_folder(folder / paths.FIGURES)
+    for name in (TABLE, TABLE_CSV):
+        tracked.log_file(folder / name)
+    write_json(folder / paths.RESULT, result)
+    tracked.log_file(folder / paths.RESULT)

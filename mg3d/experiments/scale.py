@@ -13,8 +13,8 @@ import numpy as np
 
 from mg3d import fingerprint, paths, tracking
 from mg3d.experiments import tables
-from mg3d.experiments.ablate import CODE, TABLE, TABLE_CSV, K, metrics_of
-from mg3d.experiments.files import digest, kept, save_figure, write_json
+from mg3d.experiments.ablate import CODE, K, metrics_of
+from mg3d.experiments.files import TABLE, TABLE_CSV, digest, kept, publish, save_figure
 from mg3d.experiments.measure import measure, read_studies
 from mg3d.experiments.run import Cell, fingerprint_of, resumable, run_cells
 from mg3d.metrics import probe
@@ -85,15 +85,7 @@ def scale(prepared: Path, out: Path, params: Params) -> Path:
         result = summarise(found, num_train, studies.patient_ids, params)
         result["inputs"] = inputs
         write(folder, result)
-        for step, row in enumerate(result["rows"]):
-            tracked.on_metrics(
-                step, {f"scale/{k}": v["mean"] for k, v in row["metrics"].items() if v["n"]}
-            )
-        tracked.log_folder(folder / paths.FIGURES)
-        for name in (TABLE, TABLE_CSV):
-            tracked.log_file(folder / name)
-        write_json(folder / paths.RESULT, result)
-        tracked.log_file(folder / paths.RESULT)
+        publish(folder, result, result["rows"], tracked)
     return folder / paths.RESULT
 
 
