@@ -12,7 +12,8 @@ from mg3d.params import load_params
 
 SECTIONS_OF_STAGES = (
     "contract",
-    "convert_dicom",
+    "sources",
+    "convert_volumes",
     "clean_reports",
     "segment_sentences",
     "embed_sentences",

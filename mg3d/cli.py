@@ -15,11 +15,15 @@ from typing import Annotated
 import typer
 
 from mg3d import paths
-from mg3d.params import load_params, save_params
+from mg3d.params import DicomExport, load_params, save_params
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Source = Annotated[Path, typer.Argument(help="The verb's one input.")]
+SourceName = Annotated[str, typer.Argument(help="One of `sources` in the params.")]
+OutOfSource = Annotated[
+    Path | None, typer.Option("--out", help="Where the result goes, not prepared/.")
+]
 Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
 ParamsFile = Annotated[Path, typer.Option("--params", help="A complete params file.")]
 
@@ -34,28 +38,28 @@ def write_cohort(out: Out = paths.DATA, params: ParamsFile = paths.PARAMS) -> No
     run(out, load_params(params).write_cohort)
 
 
-@app.command("convert_dicom")
-def convert_dicom(
-    source: Source = paths.DICOM,
-    out: Out = paths.stage_folder("convert_dicom"),
-    params: ParamsFile = paths.PARAMS,
+@app.command("convert_volumes")
+def convert_volumes(
+    source: SourceName, out: OutOfSource = None, params: ParamsFile = paths.PARAMS
 ) -> None:
-    """DICOM series -> NIfTI in HU, RAS, true spacing."""
-    from mg3d.data.dicom import convert_dicom as run
+    """The volumes of a source -> NIfTI in HU, RAS, true spacing."""
+    from mg3d.data.conversion import convert_volumes as run
 
-    _print_summary(run(source, out, load_params(params).convert_dicom).summary())
+    tree = load_params(params)
+    out = out or paths.stage_folder("convert_volumes") / source
+    _print_summary(run(tree.sources.named(source).volumes, out, tree.convert_volumes).summary())
 
 
 @app.command("clean_reports")
 def clean_reports(
-    source: Source = paths.REPORTS,
-    out: Out = paths.stage_folder("clean_reports"),
-    params: ParamsFile = paths.PARAMS,
+    source: SourceName, out: OutOfSource = None, params: ParamsFile = paths.PARAMS
 ) -> None:
-    """Report export -> de-identified findings and impression."""
+    """The reports of a source -> de-identified findings and impression."""
     from mg3d.data.reports import clean_reports as run
 
-    _print_summary(run(source, out, load_params(params).clean_reports).summary())
+    tree = load_params(params)
+    out = out or paths.stage_folder("clean_reports") / source
+    _print_summary(run(tree.sources.named(source).reports, out, tree.clean_reports).summary())
 
 
 @app.command("segment_sentences")
@@ -67,7 +71,8 @@ def segment_sentences(
     """Reports -> ordered sentences with stable ids."""
     from mg3d.data.sentences import segment_sentences as run
 
-    _print_summary(run(source, out, load_params(params).segment_sentences).summary())
+    tree = load_params(params)
+    _print_summary(run(source, out, tree.segment_sentences, tree.sources).summary())
 
 
 @app.command("embed_sentences")
@@ -85,15 +90,16 @@ def embed_sentences(
 
 @app.command("pack_volumes")
 def pack_volumes(
-    source: Source = paths.stage_folder("convert_dicom"),
-    out: Out = paths.stage_folder("pack_volumes"),
-    params: ParamsFile = paths.PARAMS,
+    source: SourceName, out: OutOfSource = None, params: ParamsFile = paths.PARAMS
 ) -> None:
     """NIfTI -> the volume contract, packed for fast reading."""
     from mg3d.data.volumes import pack_volumes as run
 
     tree = load_params(params)
-    _print_summary(run(source, out, tree.pack_volumes, tree.contract).summary())
+    tree.sources.named(source)
+    converted = paths.stage_folder("convert_volumes") / source
+    out = out or paths.stage_folder("pack_volumes") / source
+    _print_summary(run(converted, out, tree.pack_volumes, tree.contract).summary())
 
 
 @app.command("build_manifest")
@@ -105,7 +111,8 @@ def build_manifest(
     """Join volumes and reports, one row per study; split by patient."""
     from mg3d.data.manifest import build_manifest as run
 
-    _print_summary(run(source, out, load_params(params).build_manifest).summary())
+    tree = load_params(params)
+    _print_summary(run(source, out, tree.build_manifest, tree.sources).summary())
 
 
 @app.command("pretrain")
@@ -223,7 +230,9 @@ def embed(
     from mg3d.embed import embed as run
 
     tree = load_params(params)
-    ledger = run(source, out, tracking.load_registered(model), tree.convert_dicom)
+    export = tree.sources.dicom_export or DicomExport()
+    volumes = export.volumes.model_copy(update={"path": source})
+    ledger = run(volumes, out, tracking.load_registered(model), tree.convert_volumes)
     _print_summary(ledger.summary())
 
 
@@ -245,7 +254,8 @@ def inspect(
     """Pictures of the prepared data: slices, HU, spacings, sentences, reasons of quarantine."""
     from mg3d.inspection import inspect as run
 
-    for picture in run(source, out, load_params(params).contract):
+    tree = load_params(params)
+    for picture in run(source, out, tree.contract, tree.sources):
         print(picture)
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from mg3d import paths
-from mg3d.data.dicom import convert_dicom
+from mg3d.data.conversion import convert_volumes
 from mg3d.data.volumes import apply_window, pack_volumes
 from mg3d.ledger import Ledger
-from mg3d.params import ConvertDicom, PackVolumes, VolumeContract
+from mg3d.params import ConvertVolumes, DicomVolumes, PackVolumes, VolumeContract
 
 
 class Encoder(Protocol):
@@ -24,15 +24,15 @@ class Encoder(Protocol):
         ...
 
 
-def embed(source: Path, out: Path, encoder: Encoder, params: ConvertDicom) -> Ledger:
-    """Embed every study under ``source``; writes Parquet with ``study_id`` and ``embedding`` [C].
+def embed(source: DicomVolumes, out: Path, encoder: Encoder, params: ConvertVolumes) -> Ledger:
+    """Embed every study of ``source``; writes Parquet with ``study_id`` and ``embedding`` [C].
 
     The volumes are packed under the encoder's own contract. Returns the ledger of the series;
     a study that fails to pack is a bug of ours here, as each converted series is finite.
     """
     with tempfile.TemporaryDirectory() as folder:
         converted, packed = Path(folder) / "converted", Path(folder) / "packed"
-        ledger = convert_dicom(source, converted, params)
+        ledger = convert_volumes(source, converted, params)
         workers = PackVolumes(num_workers=params.num_workers)
         pack_volumes(converted, packed, workers, encoder.contract)
         manifest = pd.read_parquet(packed / paths.MANIFEST)

@@ -10,7 +10,7 @@ from mg3d.data.manifest import COLUMNS, read_table
 from mg3d.data.volumes import apply_window
 from mg3d.figures import inspection as figures
 from mg3d.ledger import read_summaries
-from mg3d.params import VolumeContract
+from mg3d.params import Sources, VolumeContract
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +19,7 @@ NUM_STUDIES = 12
 HU_EDGES = np.arange(-1100, 3101, 50)
 
 
-def inspect(prepared: Path, out: Path, contract: VolumeContract) -> list[Path]:
+def inspect(prepared: Path, out: Path, contract: VolumeContract, sources: Sources) -> list[Path]:
     """Draw the stages under ``prepared`` into ``out``; returns the pictures' paths.
 
     Slices and HU are of `NUM_STUDIES` studies, evenly picked by id; distributions are of all.
@@ -31,10 +31,9 @@ def inspect(prepared: Path, out: Path, contract: VolumeContract) -> list[Path]:
         paths.stage_folder("build_manifest", prepared) / paths.MANIFEST, COLUMNS, "study_id"
     )
     spacing = [f"spacing_{axis}_mm" for axis in "zyx"]
-    converted = read_table(
-        paths.stage_folder("convert_dicom", prepared) / paths.MANIFEST,
-        ["study_id", "num_slices", *spacing],
-        "study_id",
+    folder = paths.stage_folder("convert_volumes", prepared)
+    converted = pd.concat(
+        pd.read_parquet(folder / name / paths.MANIFEST) for name in sources.names
     ).set_index("study_id")
     table = paths.stage_folder("segment_sentences", prepared) / paths.SENTENCE_TABLE
     lengths = pd.read_parquet(table, columns=["text"])["text"].str.split().str.len()

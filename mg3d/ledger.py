@@ -45,6 +45,8 @@ class Reason(StrEnum):
     MIXED_PATIENTS = "mixed_patients"
     MIXED_STUDIES = "mixed_studies"
     NOT_CHOSEN = "not_chosen"
+    STRAY_FILE = "stray_file"
+    KNOWN_BAD = "known_bad"
     UNREADABLE = "unreadable"
     CHECKSUM_MISMATCH = "checksum_mismatch"
     WRONG_SHAPE = "wrong_shape"
@@ -215,8 +217,15 @@ class Ledger:
 
 
 def read_summaries(prepared: Path) -> list[dict[str, object]]:
-    """Summaries of all stages under ``prepared``, for ``mg3d ledger``."""
-    files = sorted(prepared.glob(f"*/{paths.LEDGER_SUMMARY}"))
+    """Summaries of all stages under ``prepared``, for ``mg3d ledger``.
+
+    A stage that ran for each source is there once for each, as ``stage/source``.
+    """
+    files = sorted(prepared.rglob(paths.LEDGER_SUMMARY))
     if not files:
         raise ValueError(f"no ledger under {prepared}: run `dvc repro` first")
-    return [json.loads(file.read_text()) for file in files]
+    summaries = []
+    for file in files:
+        stage = file.parent.relative_to(prepared).as_posix()
+        summaries.append({**json.loads(file.read_text()), "stage": stage})
+    return summaries

@@ -5,7 +5,7 @@ from typing import Any
 
 # Stages in the order of the flow; others follow by name.
 ORDER = [
-    *("convert_dicom", "clean_reports", "segment_sentences", "embed_sentences"),
+    *("convert_volumes", "clean_reports", "segment_sentences", "embed_sentences"),
     *("pack_volumes", "build_manifest"),
 ]
 # What a reason means, for who sees it the first time; a reason without words here shows its name.
@@ -21,7 +21,7 @@ MEANINGS = {
     "duplicate_position": "two slices at one place",
     "duplicate_file": "the same object twice",
     "multi_frame": "several frames in one file",
-    "too_few_slices": "fewer than convert_dicom.min_slices",
+    "too_few_slices": "fewer than sources.dicom_export.volumes.min_slices",
     "mixed_geometry": "slices that do not form one grid",
     "mixed_patients": "two patients under one identifier",
     "mixed_studies": "two studies under one identifier",
@@ -48,7 +48,9 @@ HEADER = ("stage", "unit", "in", "used", "left out", "% of in", "")
 def render(summaries: Sequence[dict[str, Any]]) -> str:
     """A line per stage, under it a line per reason with its share of the inputs, then counts."""
     place = {stage: number for number, stage in enumerate(ORDER)}
-    summaries = sorted(summaries, key=lambda s: (place.get(s["stage"], len(place)), s["stage"]))
+    summaries = sorted(
+        summaries, key=lambda s: (place.get(s["stage"].split("/")[0], len(place)), s["stage"])
+    )
     rows = [HEADER]
     for summary in summaries:
         inputs = summary["inputs"]

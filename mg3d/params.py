@@ -75,10 +75,10 @@ class WriteCohort(Section):
         return self
 
 
-class ConvertDicom(Section):
-    """DICOM series -> RAS NIfTI in HU."""
+class DicomVolumes(Section):
+    """A PACS export: any tree of DICOM files."""
 
-    num_workers: int = Field(2, ge=1)
+    path: Path = paths.DICOM
     min_slices: int = Field(8, ge=2)
     gap_tolerance_fraction: Fraction = Field(
         0.05, gt=0, lt=0.5, description="slice gaps may differ from their median by this fraction"
@@ -93,21 +93,125 @@ class ConvertDicom(Section):
     padding_hu: int | None = Field(
         -1000, description="HU of PixelPaddingValue, the window's minimum; null: as stored"
     )
-    min_lung_mm: float | None = Field(
-        None, gt=0, description="less lung from bottom to top is no chest; null: no gate"
-    )
     max_series_bytes: int = Field(
         2**31, ge=2**20, description="of a file, and of a series once decoded"
     )
     strict: bool = Field(False, description="a series of several patients fails the stage")
+
+
+class ReportTable(Section):
+    """The reports of a PACS export, as CSV or JSON lines, and its columns."""
+
+    path: Path = paths.REPORTS
+    accession_column: str = "AccessionNumber"
+    text_column: str = "ReportText"
+
+
+class DicomExport(Section):
+    """What a hospital has: DICOM files and a table of reports, joined by accession number."""
+
+    volumes: DicomVolumes = DicomVolumes()
+    reports: ReportTable = ReportTable()
+
+
+class CtRateVolumes(Section):
+    """CT-RATE's training scans: ``train_fixed`` (version 2) and ``train`` (version 1)."""
+
+    path: Path = paths.CT_RATE / "dataset"
+    reconstructions: Literal["one", "all"] = Field(
+        "one", description="of a scan: the one with most slices, or each a study of its own"
+    )
+
+
+class CtRateReports(Section):
+    """CT-RATE's reports: the folder of ``train_reports.csv``."""
+
+    path: Path = paths.CT_RATE / "dataset" / "radiology_text_reports"
+
+
+class CtRate(Section):
+    """The public set CT-RATE, official layout."""
+
+    volumes: CtRateVolumes = CtRateVolumes()
+    reports: CtRateReports = CtRateReports()
+
+
+class CtrgVolumes(Section):
+    """CTRG-Chest's folders of 8-bit JPG slices: windowed, and without a spacing."""
+
+    path: Path = paths.CTRG_CHEST
+    window_hu: tuple[int, int] = Field(
+        (-1000, 1000), description="HU of black and of white, which the data set does not tell"
+    )
+    crop_fractions: tuple[float, float, float] = Field(
+        (0.88, 0.65625, 0.875), description="kept around the centre of z, y and x"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "CtrgVolumes":
+        if self.window_hu[0] >= self.window_hu[1]:
+            raise ValueError(f"window_hu {self.window_hu} must be (low, high) with low < high")
+        if not all(0 < fraction <= 1 for fraction in self.crop_fractions):
+            raise ValueError(f"crop_fractions {self.crop_fractions} must lie in (0, 1]")
+        return self
+
+
+class CtrgReports(Section):
+    """CTRG-Chest's list ``chest_ctrg_jpg.json``."""
+
+    path: Path = paths.CTRG_CHEST / "chest_ctrg_jpg.json"
+
+
+class CtrgChest(Section):
+    """The public set CTRG-Chest-548K, official layout."""
+
+    volumes: CtrgVolumes = CtrgVolumes()
+    reports: CtrgReports = CtrgReports()
+
+
+SourceVolumes = DicomVolumes | CtRateVolumes | CtrgVolumes
+SourceReports = ReportTable | CtRateReports | CtrgReports
+
+
+class Sources(Section):
+    """Where the pairs for pre-training come from: those that are named, and where they lie."""
+
+    dicom_export: DicomExport | None = None
+    ct_rate: CtRate | None = None
+    ctrg_chest: CtrgChest | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Of the sources in use."""
+        return [name for name in type(self).model_fields if getattr(self, name) is not None]
+
+    def named(self, name: str) -> DicomExport | CtRate | CtrgChest:
+        """A source in use. Raises ValueError for another."""
+        if name not in self.names:
+            raise ValueError(f"{name!r} is not among the sources {self.names} of params.yaml")
+        source: DicomExport | CtRate | CtrgChest = getattr(self, name)
+        return source
+
+    @model_validator(mode="after")
+    def _check(self) -> "Sources":
+        if not self.names:
+            raise ValueError(f"no source: name one or more of {list(type(self).model_fields)}")
+        return self
+
+
+class ConvertVolumes(Section):
+    """The volumes of a source -> RAS NIfTI in HU."""
+
+    num_workers: int = Field(2, ge=1)
+    min_lung_mm: float | None = Field(
+        None, gt=0, description="less lung from bottom to top is no chest; null: no gate"
+    )
     require_id_key: bool = Field(False, description="refuse to run with the public demo key")
 
 
 class CleanReports(Section):
-    """Report export -> de-identified findings and impression. Columns of the CSV."""
+    """Reports of a source -> de-identified findings and impression."""
 
-    accession_column: str = "AccessionNumber"
-    text_column: str = "ReportText"
     min_characters: int = Field(20, ge=1)
 
 
@@ -473,7 +577,8 @@ class Params(Section):
 
     contract: VolumeContract
     write_cohort: WriteCohort
-    convert_dicom: ConvertDicom
+    sources: Sources
+    convert_volumes: ConvertVolumes
     clean_reports: CleanReports
     segment_sentences: SegmentSentences
     embed_sentences: EmbedSentences

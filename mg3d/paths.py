@@ -15,6 +15,8 @@ DVC_LOCK = Path("dvc.lock")
 DATA = Path("data")
 DICOM = DATA / "dicom"
 REPORTS = DATA / "reports.csv"
+CT_RATE = DATA / "ct_rate"
+CTRG_CHEST = DATA / "ctrg_chest"
 DOWNSTREAM = DATA / "downstream"
 
 # prepared/: DVC's, one folder per stage

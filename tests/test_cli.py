@@ -18,7 +18,7 @@ def mg3d(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_without_data_it_says_what_to_do(tmp_path: Path) -> None:
-    ended = mg3d("convert_dicom", "--params", str(PARAMS), cwd=tmp_path)
+    ended = mg3d("convert_volumes", "dicom_export", "--params", str(PARAMS), cwd=tmp_path)
     assert ended.returncode == 2
     assert "make demo" in ended.stderr
     assert "Traceback" not in ended.stderr

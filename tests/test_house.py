@@ -18,7 +18,10 @@ from pydantic import BaseModel
 from mg3d.params import Params, load_params
 
 ROOT = Path(__file__).parents[1]
-STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+_WRITTEN = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+# A stage for each source is written once, below `do`.
+STAGES: dict[str, dict[str, Any]] = {name: s.get("do", s) for name, s in _WRITTEN.items()}
+OF_EACH_SOURCE = {name for name, stage in _WRITTEN.items() if "do" in stage}
 
 
 def sections(section: type[BaseModel], prefix: str = "") -> dict[str, str]:
@@ -96,7 +99,8 @@ def test_a_stage_is_a_verb_a_function_and_a_params_section(stage: str) -> None:
     assert stage in {command.name for command in app.registered_commands}
     assert stage in stage_functions()
     assert stage in SECTIONS
-    assert STAGES[stage]["cmd"] == f"python -m mg3d.cli {stage}"
+    source = " ${key}" if stage in OF_EACH_SOURCE else ""
+    assert STAGES[stage]["cmd"] == f"python -m mg3d.cli {stage}{source}"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -105,7 +109,11 @@ def test_a_stage_reruns_for_the_sections_that_its_function_takes(stage: str) -> 
     taken = {
         ast.unparse(argument.annotation) for argument in definition.args.args if argument.annotation
     }
-    assert set(STAGES[stage]["params"]) == {key for key, name in SECTIONS.items() if name in taken}
+    sections = SECTIONS | {
+        "sources.${key}.volumes": "SourceVolumes",
+        "sources.${key}.reports": "SourceReports",
+    }
+    assert set(STAGES[stage]["params"]) == {key for key, name in sections.items() if name in taken}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -125,8 +133,9 @@ def test_the_packages_on_a_stages_way_hold_no_code() -> None:
 def test_a_stage_writes_into_its_own_folder_and_its_ledger_is_a_metric(stage: str) -> None:
     written = [*STAGES[stage]["outs"], *STAGES[stage]["metrics"]]
     paths = [next(iter(item)) if isinstance(item, dict) else item for item in written]
-    assert all(path.startswith(f"prepared/{stage}/") for path in paths)
-    assert f"prepared/{stage}/ledger.json" in str(STAGES[stage]["metrics"])
+    folder = f"prepared/{stage}/" + ("${key}/" if stage in OF_EACH_SOURCE else "")
+    assert all(path.startswith(folder) for path in paths)
+    assert f"{folder}ledger.json" in str(STAGES[stage]["metrics"])
 
 
 def test_what_a_stage_reads_is_data_or_another_stages_output() -> None:
@@ -135,9 +144,11 @@ def test_what_a_stage_reads_is_data_or_another_stages_output() -> None:
         for stage in STAGES.values()
         for item in [*stage["outs"], *stage["metrics"]]
     }
+    made |= {f"prepared/{stage}" for stage in OF_EACH_SOURCE}  # those of all sources
     for name, stage in STAGES.items():
         for dep in stage["deps"]:
-            assert dep.startswith(("data/", "mg3d/")) or dep in made, f"{name} reads {dep}"
+            known = dep in made or dep.startswith(("${item.", "mg3d/"))
+            assert known, f"{name} reads {dep}"
 
 
 # A downstream task has one name ---------------------------------------------------------------

@@ -22,7 +22,7 @@ def settle(ledger: Ledger, input_id: str, fate: Reason | None) -> None:
 
 @given(st.dictionaries(st.text(max_size=4), FATES))
 def test_conservation(fates: dict[str, Reason | None]) -> None:
-    ledger = Ledger("convert_dicom", "series", fates)
+    ledger = Ledger("convert_volumes", "series", fates)
     for input_id, fate in fates.items():
         settle(ledger, input_id, fate)
     summary = ledger.summary()
@@ -64,20 +64,20 @@ def test_nothing_is_written_with_an_unsettled_input(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("second", [None, Reason.NOT_CT])
 def test_an_input_is_settled_once(second: Reason | None) -> None:
-    ledger = Ledger("convert_dicom", "series", ["a"])
+    ledger = Ledger("convert_volumes", "series", ["a"])
     ledger.use("a")
-    with pytest.raises(AssertionError, match="convert_dicom: a settled twice"):
+    with pytest.raises(AssertionError, match="convert_volumes: a settled twice"):
         settle(ledger, "a", second)
 
 
 def test_only_declared_inputs_are_settled() -> None:
     with pytest.raises(AssertionError, match="a undeclared"):
-        Ledger("convert_dicom", "series").use("a")
+        Ledger("convert_volumes", "series").use("a")
 
 
 def test_an_input_is_declared_once() -> None:
     with pytest.raises(AssertionError, match="a declared twice"):
-        Ledger("convert_dicom", "series", ["a", "a"])
+        Ledger("convert_volumes", "series", ["a", "a"])
 
 
 def test_many_at_once_are_as_one_by_one(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_counts_stand_beside_the_conservation() -> None:
 def test_the_files_do_not_depend_on_the_order(tmp_path: Path) -> None:
     fates = {"c": None, "a": Reason.NOT_CT, "b": Reason.TRUNCATED}
     for name, order in (("one", "abc"), ("two", "cba")):
-        ledger = Ledger("convert_dicom", "series", order)
+        ledger = Ledger("convert_volumes", "series", order)
         for input_id in order:
             settle(ledger, input_id, fates[input_id])
         ledger.write(tmp_path / name)
@@ -140,12 +140,12 @@ def test_the_files_do_not_depend_on_the_order(tmp_path: Path) -> None:
 
 
 def test_summaries_are_read_back(tmp_path: Path) -> None:
-    for stage in ("pack_volumes", "convert_dicom"):
+    for stage in ("pack_volumes", "convert_volumes"):
         ledger = Ledger(stage, "series", ["a"])
         ledger.use("a", count=30)
         ledger.write(tmp_path / stage)
     assert [summary["stage"] for summary in read_summaries(tmp_path)] == [
-        "convert_dicom",
+        "convert_volumes",
         "pack_volumes",
     ]
 

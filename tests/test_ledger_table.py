@@ -16,14 +16,14 @@ def test_the_table_by_hand() -> None:
     reports.quarantine("d", Reason.NO_KEY)
     reports.count("distinct_texts", 1)
     other = Ledger("a_stage_of_mine", "thing")
-    volumes = Ledger("convert_dicom", "series", map(str, range(1200)))
+    volumes = Ledger("convert_volumes", "series", map(str, range(1200)))
     volumes.use_all(map(str, range(1200)))
     summaries = [ledger.summary() for ledger in (other, reports, volumes)]
     head, rule, *lines = render(summaries).split("\n")
     assert head.split() == ["stage", "unit", "in", "used", "left", "out", "%", "of", "in"]
     assert set(rule) == {"-"}
     assert [" ".join(line.split()) for line in lines] == [
-        "convert_dicom series 1,200 1,200 0 100.0",
+        "convert_volumes series 1,200 1,200 0 100.0",
         "clean_reports report 4 1 3 25.0",
         "no_key 2 50.0 no accession number",
         "empty_report 1 25.0 no text, or under clean_reports.min_characters",

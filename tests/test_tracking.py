@@ -163,12 +163,14 @@ def test_a_real_ct_is_embedded_by_the_registered_encoder(
 
     from mg3d import tracking
     from mg3d.embed import embed
+    from mg3d.params import DicomVolumes
 
     tracking.register(run, params.register_)
     registered = tracking.load_registered("models:/mg3d-encoder@candidate")
     tables = []
     for name in ("a.parquet", "b.parquet"):
-        ledger = embed(real_ct_dicom, Path(name), registered, params.convert_dicom)
+        export = DicomVolumes(path=real_ct_dicom)
+        ledger = embed(export, Path(name), registered, params.convert_volumes)
         assert ledger.summary()["used"] == 1, json.dumps(ledger.summary())
         tables.append(pd.read_parquet(name))
     vector = np.asarray(tables[0].embedding[0])

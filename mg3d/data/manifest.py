@@ -20,7 +20,7 @@ from mg3d import paths
 from mg3d.data.planning import SPLITS, assign_shards, assign_splits, hash_keys
 from mg3d.data.schema import Column, check_table
 from mg3d.ledger import Ledger, Reason
-from mg3d.params import BuildManifest
+from mg3d.params import BuildManifest, Sources
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +29,7 @@ SHA256, DIGEST = "[0-9a-f]{64}", "[0-9a-f]{16}"
 COLUMNS = [
     Column("study_id", "text", "pseudonym; the key"),
     Column("patient_id", "text", "pseudonym; a patient is in one split"),
+    Column("source", "text", "one of `sources` in params.yaml"),
     Column("report_id", "text", "pseudonym"),
     Column("text_group", "text", "equal for reports of the same words"),
     Column("split", "text", "by patient", choices=SPLITS),
@@ -52,7 +53,7 @@ def read_table(path: Path, columns: Sequence[Column | str], key: str) -> "pd.Dat
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise ValueError(f"no {path}: run `dvc repro`, or the stage {path.parent.name}")
+        raise ValueError(f"no {path}: run `dvc repro`")
     wanted = [column if isinstance(column, str) else column.name for column in columns]
     there = set(pq.read_schema(path).names)
     table = pd.read_parquet(path, columns=[c for c in dict.fromkeys([*wanted, key]) if c in there])
@@ -60,23 +61,39 @@ def read_table(path: Path, columns: Sequence[Column | str], key: str) -> "pd.Dat
     return table
 
 
-def build_manifest(source: Path, out: Path, params: BuildManifest) -> Ledger:
+def read_tables(
+    stage: str,
+    prepared: Path,
+    sources: Sources,
+    columns: Sequence[Column | str],
+) -> "pd.DataFrame":
+    """The manifests that a stage wrote for each source, one after the other, and ``source``.
+
+    Raises ValueError like `read_table`, and if two sources share a study.
+    """
+    import pandas as pd
+
+    folder = paths.stage_folder(stage, prepared)
+    tables = [
+        read_table(folder / name / paths.MANIFEST, columns, "study_id").assign(source=name)
+        for name in sources.names
+    ]
+    united = pd.concat(tables, ignore_index=True)
+    check_table(united, (), "study_id", f"the sources' manifests of {stage}")
+    return united
+
+
+def build_manifest(source: Path, out: Path, params: BuildManifest, sources: Sources) -> Ledger:
     """Join the stages under ``source`` (prepared): ``out/manifest.parquet``, ``out/splits.json``.
 
     The ledger counts studies and reports: a pair uses one of each. ``volume`` is relative to
     ``source``. Returns the ledger, also written to ``out``. Raises ValueError if a table is absent
     or malformed, or no pair is left for training.
     """
-    converted = read_table(
-        paths.stage_folder("convert_dicom", source) / paths.MANIFEST,
-        ("study_id", "patient_id", "accession_id", "num_slices"),
-        "study_id",
-    )
-    packed = read_table(
-        paths.stage_folder("pack_volumes", source) / paths.MANIFEST,
-        ("study_id", "volume", "volume_sha256", "contract_digest"),
-        "study_id",
-    )
+    of_study = ("study_id", "patient_id", "accession_id", "num_slices")
+    converted = read_tables("convert_volumes", source, sources, of_study)
+    of_volume = ("study_id", "volume", "volume_sha256", "contract_digest")
+    packed = read_tables("pack_volumes", source, sources, of_volume)
     reports = read_table(
         paths.stage_folder("segment_sentences", source) / paths.REPORT_TABLE,
         ("report_id", "accession_id", "text_group", "num_sentences"),
@@ -85,22 +102,27 @@ def build_manifest(source: Path, out: Path, params: BuildManifest) -> Ledger:
     check_table(reports, (), "accession_id", "segment_sentences' reports")
     if packed["contract_digest"].nunique() > 1:
         raise ValueError("volumes of two contracts in pack_volumes: run `dvc repro --force`")
-    of_study = ["study_id", "patient_id", "accession_id", "num_slices"]
-    studies = packed.merge(converted[of_study], on="study_id", how="left", validate="one_to_one")
+    studies = packed.merge(
+        converted[list(of_study)], on="study_id", how="left", validate="one_to_one"
+    )
     check_table(studies, ("patient_id", "accession_id"), "study_id", "pack_volumes' manifest")
     studies = studies.sort_values("study_id", ignore_index=True)
 
     inputs = [*reports["report_id"].tolist(), *studies["study_id"].tolist()]
     ledger = Ledger("build_manifest", "study or report", inputs)
     manifest = plan(join(studies, reports, ledger), params)
-    volumes = paths.stage_folder("pack_volumes", Path()) / paths.VOLUMES
-    manifest["volume"] = f"{volumes.as_posix()}/" + manifest["volume"]
+    folder = paths.stage_folder("pack_volumes", Path()).as_posix()
+    manifest["volume"] = (
+        f"{folder}/" + manifest["source"] + f"/{paths.VOLUMES}/" + manifest["volume"]
+    )
     manifest = manifest[[column.name for column in COLUMNS]]
     check_table(manifest, COLUMNS, "study_id", "build_manifest/manifest.parquet")
     groups = manifest["text_group"].value_counts()
     ledger.count("patients", manifest["patient_id"].nunique())
     ledger.count("shards", manifest["shard"].nunique())
     ledger.count("pairs_of_a_text_that_others_have", int(groups[groups > 1].sum()))
+    for name in sources.names:
+        ledger.count(f"pairs_of_{name}", int((manifest["source"] == name).sum()))
     for split in SPLITS:
         ledger.count(f"pairs_in_{split}", int((manifest["split"] == split).sum()))
 

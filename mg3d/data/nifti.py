@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 from isal import igzip, isal_zlib
 
+from mg3d.data.ct.refused import Refused
 from mg3d.ledger import Reason
 
 HeaderDataError: type[Exception] = nibabel.spatialimages.HeaderDataError
@@ -30,12 +31,8 @@ CHUNK_VOXELS = 2**18  # converted at a time
 BlankHeader = Literal["refuse", "pixdim"]
 
 
-class RefusedNifti(ValueError):
-    """A file that cannot be used: a typed reason and a detail that identifies nobody."""
-
-    def __init__(self, reason: Reason, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
+class RefusedNifti(Refused, ValueError):
+    """A file that cannot be used. A ValueError too, for who reads one file and has no ledger."""
 
 
 def load_nifti(path: Path, blank_header: BlankHeader = "refuse") -> tuple[np.ndarray, np.ndarray]:

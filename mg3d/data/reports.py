@@ -1,4 +1,4 @@
-"""STAGE clean_reports: report export -> de-identified findings and impression.
+"""STAGE clean_reports: reports of a source -> de-identified findings and impression.
 
 In this order: repair characters and line ends (`report_text`); split at headings, cut out
 boilerplate, blank fields and other languages (`report_sections`); undo hard wrapping; replace
@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +22,10 @@ from mg3d.data.deidentify import deidentify
 from mg3d.data.identity import pseudonym
 from mg3d.data.report_sections import findings_of, impression_of, left_out, split_parts
 from mg3d.data.report_text import normalise, num_visible
-from mg3d.data.sources.dicom_export import read_reports
+from mg3d.data.sources import ct_rate, ctrg_chest, dicom_export
+from mg3d.data.sources.study import ReportRow
 from mg3d.ledger import Ledger, Reason
-from mg3d.params import CleanReports
+from mg3d.params import CleanReports, CtRateReports, CtrgReports, ReportTable, SourceReports
 
 COLUMNS = [
     *("report_id", "accession_id", "findings", "impression"),
@@ -48,9 +50,9 @@ class Report:
     dropped: Counter[str]
 
 
-def clean_report(row: dict[str, str], params: CleanReports) -> Report | Reason:
+def clean_report(row: ReportRow, params: CleanReports) -> Report | Reason:
     """Sections of one row of the export, or why there are none."""
-    text = normalise(row[params.text_column]).strip()
+    text = normalise(row.text).strip()
     if not text:
         return Reason.EMPTY_REPORT
     parts = split_parts(text)
@@ -61,7 +63,7 @@ def clean_report(row: dict[str, str], params: CleanReports) -> Report | Reason:
         if _NOT_GIVEN.fullmatch(section):
             dropped["not_given"] += num_visible(section)
             section = ""
-        section, replaced = deidentify(section, row)
+        section, replaced = deidentify(section, row.columns)
         dropped += replaced
         kept.append(section)
     if not any(kept):
@@ -88,27 +90,36 @@ def text_group(findings: str, impression: str) -> str:
     return f"text-{hashlib.sha256(words.encode()).hexdigest()[:16]}"
 
 
-def clean_reports(source: Path, out: Path, params: CleanReports) -> Ledger:
-    """Clean the report export ``source`` (CSV or JSON lines) into ``out/reports.parquet``.
+def read_reports(source: SourceReports) -> Iterator[ReportRow | None]:
+    """The reports of a source, one after the other; None for one that cannot be read."""
+    match source:
+        case ReportTable():
+            return dicom_export.read_reports(source)
+        case CtRateReports():
+            return ct_rate.read_reports(source)
+        case CtrgReports():
+            return ctrg_chest.read_reports(source)
 
-    Rows of one accession number with the same text count once; if their texts differ, nothing says
-    which holds, and none is used. Returns the ledger, also written to ``out``, whose counts are the
-    groups of equal reports and the characters left out. Raises ValueError if ``source`` is absent
-    or lacks a column, or no report can be used.
+
+def clean_reports(source: SourceReports, out: Path, params: CleanReports) -> Ledger:
+    """Clean the reports of ``source`` into ``out/reports.parquet``.
+
+    Rows of one key with the same text count once; if their texts differ, nothing says which holds,
+    and none is used. Returns the ledger, also written to ``out``, whose counts are the groups of
+    equal reports and the characters left out. Raises ValueError if ``source`` is absent or lacks a
+    column, or no report can be used.
     """
     import pandas as pd
 
     ledger = Ledger("clean_reports", "report")
-    by_key: dict[str, list[dict[str, str]]] = defaultdict(list)
-    export = read_reports(source, params.accession_column, params.text_column)
-    for number, row in enumerate(export):
-        key = "" if row is None else row.get(params.accession_column, "").strip()
-        if row is None or not key:
+    by_key: dict[str, list[ReportRow]] = defaultdict(list)
+    for number, row in enumerate(read_reports(source)):
+        if row is None or not row.key:
             row_id = pseudonym("row", str(number))
             ledger.declare(row_id)
             ledger.quarantine(row_id, Reason.UNREADABLE if row is None else Reason.NO_KEY)
             continue
-        by_key[key].append({params.text_column: "", **row})
+        by_key[row.key].append(row)
 
     cleaned = []
     dropped: Counter[str] = Counter()
@@ -118,7 +129,7 @@ def clean_reports(source: Path, out: Path, params: CleanReports) -> Ledger:
         for copy in range(1, len(rows)):
             ledger.declare(f"{report_id}/{copy}")
             ledger.quarantine(f"{report_id}/{copy}", Reason.DUPLICATE_REPORT_KEY)
-        if len({row[params.text_column].strip() for row in rows}) > 1:
+        if len({row.text.strip() for row in rows}) > 1:
             ledger.quarantine(report_id, Reason.DUPLICATE_REPORT_KEY, "texts differ")
             continue
         found = clean_report(rows[0], params)
@@ -146,5 +157,5 @@ def clean_reports(source: Path, out: Path, params: CleanReports) -> Ledger:
         ledger.count(f"characters_dropped_as_{rule}", characters)
     ledger.write(out)
     if not cleaned:
-        raise ValueError(f"no usable report in {source}: {ledger.summary()['reasons']}")
+        raise ValueError(f"no usable report in {source.path}: {ledger.summary()['reasons']}")
     return ledger

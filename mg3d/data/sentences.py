@@ -20,7 +20,7 @@ from typing import Any, Literal
 from mg3d import paths
 from mg3d.ledger import Ledger, Reason
 from mg3d.parallel import progress
-from mg3d.params import SegmentSentences
+from mg3d.params import SegmentSentences, Sources
 
 COLUMNS = [
     *("report_id", "accession_id", "sentence_id", "index", "section", "text", "start", "end"),
@@ -164,8 +164,12 @@ def split_sentences(text: str, mode: Literal["sentence", "clause"] = "sentence")
     return spans
 
 
-def segment_sentences(source: Path, out: Path, params: SegmentSentences) -> Ledger:
-    """Segment the reports of ``source`` (clean_reports): ``out/sentences.parquet``, a row each.
+def segment_sentences(
+    source: Path, out: Path, params: SegmentSentences, sources: Sources
+) -> Ledger:
+    """Segment the reports of all sources under ``source`` (clean_reports), together.
+
+    ``out/sentences.parquet`` has a row for each sentence.
 
     ``section_text[start:end] == text``; ``index`` counts through findings, then impression;
     ``sentence_id`` is ``report_id:index``. A report keeps its first ``max_sentences``; how many
@@ -175,10 +179,11 @@ def segment_sentences(source: Path, out: Path, params: SegmentSentences) -> Ledg
     """
     import pandas as pd
 
-    table = source / paths.REPORT_TABLE
-    if not table.is_file():
-        raise ValueError(f"no {table}: run clean_reports first, or `dvc repro`")
-    reports = pd.read_parquet(table)
+    tables = [source / name / paths.REPORT_TABLE for name in sources.names]
+    for table in tables:
+        if not table.is_file():
+            raise ValueError(f"no {table}: run clean_reports first, or `dvc repro`")
+    reports = pd.concat(map(pd.read_parquet, tables), ignore_index=True)
     ledger = Ledger("segment_sentences", "report", reports["report_id"])
     rows: list[tuple[object, ...]] = []
     report_rows: list[tuple[object, ...]] = []
@@ -213,5 +218,5 @@ def segment_sentences(source: Path, out: Path, params: SegmentSentences) -> Ledg
         pd.DataFrame(report_rows, columns=REPORT_COLUMNS).to_parquet(temporary, index=False)
     ledger.write(out)
     if not rows:
-        raise ValueError(f"no sentence in any report of {table}: {ledger.summary()['reasons']}")
+        raise ValueError(f"no sentence in any report under {source}: {ledger.summary()['reasons']}")
     return ledger

@@ -48,19 +48,36 @@ class _Packed:
     detail: str = ""
 
 
-def _pack(out: Path, contract: VolumeContract, params: PackVolumes, source: Path) -> _Packed:
+@dataclass(frozen=True)
+class _Study:
+    """A study to pack. Without ``has_spacing`` its file holds no millimetres."""
+
+    study_id: str
+    file: Path
+    has_spacing: bool
+
+
+def _pack(out: Path, contract: VolumeContract, params: PackVolumes, study: _Study) -> _Packed:
     try:
-        study = source.name.removesuffix(".gz").removesuffix(".nii")
-        target = out / f"{study}-{_key(source, contract, params)}.npy"
+        target = out / f"{study.study_id}-{_key(study.file, contract, params)}.npy"
         if not target.is_file():
-            volume, affine = load_nifti(source, params.blank_header)
+            blank_header = params.blank_header if study.has_spacing else "pixdim"
+            volume, affine = load_nifti(study.file, blank_header)
             _check_values(volume)
+            if not study.has_spacing:
+                affine = _filling(volume.shape, contract)
             packed = resample_to_contract(volume, affine, contract)
             with paths.atomic_write(target) as temporary:
                 np.save(temporary, packed, allow_pickle=False)
     except RefusedNifti as refused:
         return _Packed(reason=refused.reason, detail=refused.detail)
     return _Packed(target.name, _sha256(target))
+
+
+def _filling(shape_xyz: tuple[int, ...], contract: VolumeContract) -> np.ndarray:
+    """Affine under which a volume without millimetres fills the contract's field of view."""
+    extent_mm = np.array(contract.spacing_mm[::-1]) * contract.shape_voxels[::-1]
+    return np.diag([*(extent_mm / shape_xyz), 1.0])
 
 
 def _check_values(volume: np.ndarray) -> None:
@@ -97,23 +114,26 @@ def _sha256(file: Path) -> str:
 
 
 def pack_volumes(source: Path, out: Path, params: PackVolumes, contract: VolumeContract) -> Ledger:
-    """Pack every volume of ``source`` (convert_dicom) as ``out/volumes/<study_id>-<key>.npy``.
+    """Pack every volume of ``source`` (what convert_volumes made of one source).
 
-    int16 HU (D, H, W), for ``np.load(mmap_mode="r", allow_pickle=False)``, plus a manifest. Returns
-    the ledger, also written to ``out``. Raises ValueError if there is no manifest, or no volume can
-    be packed.
+    ``out/volumes/<study_id>-<key>.npy`` is int16 HU (D, H, W), for ``np.load(mmap_mode="r",
+    allow_pickle=False)``; a manifest lists them. Returns the ledger, also written to ``out``.
+    Raises ValueError if there is no manifest, or no volume can be packed.
     """
     import pandas as pd
 
     table = source / paths.MANIFEST
     if not table.is_file():
-        raise ValueError(f"no {table}: run convert_dicom first, or `dvc repro`")
+        raise ValueError(f"no {table}: run convert_volumes first, or `dvc repro`")
     manifest = pd.read_parquet(table)
     ledger = Ledger("pack_volumes", "volume", manifest["study_id"])
-    files = [source / paths.NIFTI / name for name in manifest["nifti"]]
+    studies = [
+        _Study(row.study_id, source / paths.NIFTI / row.nifti, row.spacing_x_mm == row.spacing_x_mm)
+        for row in manifest.itertuples()
+    ]
     folder = out / paths.VOLUMES
     work = partial(_pack, folder, contract, params)
-    packed = parallel_map(work, files, params.num_workers, "pack_volumes: volumes")
+    packed = parallel_map(work, studies, params.num_workers, "pack_volumes: volumes")
     rows = []
     for study_id, result in zip(manifest["study_id"], packed, strict=True):
         if result.reason is not None:

@@ -5,7 +5,6 @@ burned in and there is no spacing, so the stack is resized to the contract's sha
 are stretched over the contract's window; millimetres and HU mean nothing there.
 """
 
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mg3d.data.nifti import RefusedNifti, load_nifti
+from mg3d.data.ct.refused import Refused
+from mg3d.data.hounsfield import problem
+from mg3d.data.nifti import load_nifti
 from mg3d.data.resample import resample_to_contract
+from mg3d.data.slices import find_slices, read_slices
 from mg3d.data.volumes import apply_window
 from mg3d.finetuning.task import Case
 from mg3d.ledger import Ledger, Reason
@@ -23,19 +25,6 @@ from mg3d.params import VolumeContract
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_DIGITS = re.compile(r"(\d+)")
-AIR_HU, SOFT_TISSUE_HU = -500, (-300, 300)
-MIN_SHARE = 0.01  # of the voxels must be air or lung, and as many soft tissue
-
-
-def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key in which slice 2 comes before slice 10, and numbers before letters."""
-    return tuple(
-        (0, int(part), "") if part.isdigit() else (1, 0, part)
-        for part in _DIGITS.split(name)
-        if part
-    )
 
 
 def load_image(case: Case) -> tuple[np.ndarray, np.ndarray]:
@@ -63,43 +52,15 @@ def load_image(case: Case) -> tuple[np.ndarray, np.ndarray]:
 def load_slices(folder: Path, contract: VolumeContract) -> np.ndarray:
     """A folder of JPG slices as int16 "HU" (D, H, W) of the contract's shape.
 
-    Natural order of names, the first slice uppermost (as viewers export a chest); rows run front to
-    back and columns from the patient's right to the left, so all three axes are turned round.
-    Raises ValueError without slices or with slices of different sizes.
+    Order and directions as `read_slices` has them. Raises Refused.
     """
-    from PIL import Image
     from scipy.ndimage import zoom
 
-    files = sorted(
-        (file for file in folder.iterdir() if file.suffix.lower() in {".jpg", ".jpeg"}),
-        key=lambda file: natural_key(file.name),
-    )
-    planes = [np.asarray(Image.open(file).convert("L"), dtype=np.float32) for file in files]
-    if len({plane.shape for plane in planes}) != 1:
-        raise ValueError(f"{len(files)} slices of {len({p.shape for p in planes})} sizes")
-    stack = np.stack(planes)[::-1, ::-1, ::-1]
+    stack = read_slices(find_slices(folder)).transpose(2, 1, 0).astype(np.float32)
     factors = [new / old for new, old in zip(contract.shape_voxels, stack.shape, strict=True)]
     resized = zoom(stack, factors, order=1, mode="nearest", grid_mode=True)
     low, high = contract.window_hu
     return np.round(low + resized / 255 * (high - low)).astype(np.int16)
-
-
-def problem(volume: np.ndarray) -> tuple[Reason, str] | None:
-    """Why HU values (any shape) cannot be a chest CT, or None.
-
-    Air and soft tissue must be where HU puts them: a volume rescaled twice has no soft tissue, one
-    never rescaled has no air (CT-CLIP issue 50).
-    """
-    if not np.isfinite(volume).all():
-        return Reason.NOT_FINITE, ""
-    if volume.min() == volume.max():
-        return Reason.CONSTANT, ""
-    air = float((volume < AIR_HU).mean())
-    low, high = SOFT_TISSUE_HU
-    soft = float(((volume > low) & (volume < high)).mean())
-    if min(air, soft) < MIN_SHARE:
-        return Reason.NOT_HU, f"air {air:.1%}, soft tissue {soft:.1%} of the voxels"
-    return None
 
 
 class PackedCases:
@@ -166,7 +127,7 @@ def read_case(case: Case, contract: VolumeContract, ledger: Ledger) -> np.ndarra
                 return None
             return volume
         image, affine = load_image(case)
-    except RefusedNifti as refused:
+    except Refused as refused:
         ledger.quarantine(case.case_id, refused.reason, refused.detail)
         return None
     except Exception as error:  # any other reader's error means: this file cannot be read

@@ -1,4 +1,4 @@
-"""Series as two independent converters read them, and what convert_dicom left on disk."""
+"""Series as two independent converters read them, and what convert_volumes makes of an export."""
 
 import json
 import subprocess
@@ -10,7 +10,12 @@ import nibabel
 import numpy as np
 import SimpleITK
 
+from mg3d.data.conversion import convert_volumes
 from mg3d.data.identity import pseudonym
+from mg3d.ledger import Ledger
+from mg3d.params import ConvertVolumes, DicomVolumes
+
+ONE_WORKER = ConvertVolumes(num_workers=1)
 
 
 def reasons(out: Path) -> dict[str, int]:
@@ -22,8 +27,16 @@ def reasons(out: Path) -> dict[str, int]:
     return dict(files)
 
 
+def convert_dicom(
+    folder: Path, out: Path, params: DicomVolumes, stage: ConvertVolumes = ONE_WORKER
+) -> Ledger:
+    """convert_volumes of the DICOM files below ``folder``."""
+    return convert_volumes(params.model_copy(update={"path": folder}), out, stage)
+
+
 def load(out: Path, study: str = "1.2.3") -> nibabel.Nifti1Image:
-    return nibabel.load(out / "nifti" / f"{pseudonym('study', study)}.nii.gz")
+    (path,) = (out / "nifti").glob(f"{pseudonym('study', study)}-*.nii.gz")
+    return nibabel.load(path)
 
 
 def as_ras(image: nibabel.Nifti1Image) -> tuple[np.ndarray, np.ndarray]:

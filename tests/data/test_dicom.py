@@ -11,17 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.converters import as_ras, dcm2niix, load, reasons, simpleitk
+from data.converters import as_ras, convert_dicom, dcm2niix, load, reasons, simpleitk
 from mg3d.data.ct.geometry import arrange
 from mg3d.data.ct.header import read_header
 from mg3d.data.ct.pixels import read_volume
 from mg3d.data.ct.refused import Refused
-from mg3d.data.dicom import convert_dicom
 from mg3d.data.identity import pseudonym
 from mg3d.ledger import Reason
-from mg3d.params import ConvertDicom
+from mg3d.params import ConvertVolumes, DicomVolumes
 
-PARAMS = ConvertDicom(num_workers=1, min_slices=4)
+PARAMS = DicomVolumes(min_slices=4)
 Write = Callable[..., list[Path]]
 
 
@@ -111,7 +110,7 @@ def test_manifest_and_pseudonyms(tmp_path: Path, write_series: Write) -> None:
         "patient_id": pseudonym("patient", "Jane 7"),
         "accession_id": pseudonym("accession", "ACC-9"),
         "series_id": pseudonym("series", "1.2.3.1"),
-        "nifti": f"{pseudonym('study', '1.2.3')}.nii.gz",
+        "nifti": Path(load(tmp_path / "out").get_filename()).name,
         "num_slices": 8,
         "shape_x_voxels": 12,
         "shape_y_voxels": 10,
@@ -182,8 +181,8 @@ def test_every_bad_input_ends_in_the_ledger(
     num_workers: int, tmp_path: Path, write_series: Write, edit_slice: Callable
 ) -> None:
     expected = make_bad_inputs(tmp_path / "dicom", write_series, edit_slice)
-    params = ConvertDicom(num_workers=num_workers, min_slices=4)
-    ledger = convert_dicom(tmp_path / "dicom", tmp_path / "out", params)
+    stage = ConvertVolumes(num_workers=num_workers)
+    ledger = convert_dicom(tmp_path / "dicom", tmp_path / "out", PARAMS, stage)
     assert reasons(tmp_path / "out") == dict(expected)
     summary = ledger.summary()
     assert summary["inputs"] == summary["used"] + summary["quarantined"]
@@ -192,7 +191,7 @@ def test_every_bad_input_ends_in_the_ledger(
     )
     manifest = pd.read_parquet(tmp_path / "out/manifest.parquet")
     assert set(manifest["study_id"]) == {pseudonym("study", s) for s in ("1.9.1", "1.9.15")}
-    assert {p.name for p in (tmp_path / "out/nifti").iterdir()} == set(manifest["nifti"])
+    assert {p.name for p in (tmp_path / "out/nifti").glob("*.nii.gz")} == set(manifest["nifti"])
 
 
 def test_the_next_series_stands_in_when_the_chosen_one_cannot_be_decoded(
@@ -227,7 +226,8 @@ def test_same_input_same_bytes_and_stale_volumes_go(tmp_path: Path, write_series
     for path in (tmp_path / "dicom").glob("b*"):
         path.unlink()
     convert_dicom(tmp_path / "dicom", tmp_path / "out", PARAMS)
-    assert len(list((tmp_path / "out/nifti").iterdir())) == 1
+    names = sorted(path.suffix for path in (tmp_path / "out/nifti").iterdir())
+    assert names == [".gz", ".json"]
 
 
 def test_without_data_it_says_what_to_do(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_without_data_it_says_what_to_do(tmp_path: Path) -> None:
 
 def test_nothing_usable_is_an_error_with_reasons(tmp_path: Path, write_series: Write) -> None:
     write_series(tmp_path / "dicom", hu=np.zeros((2, 4, 4)))
-    with pytest.raises(ValueError, match=r"no usable CT series among 2 files.*too_few_slices"):
+    with pytest.raises(ValueError, match=r"no usable CT volume under .*too_few_slices"):
         convert_dicom(tmp_path / "dicom", tmp_path / "out", PARAMS)
     assert reasons(tmp_path / "out") == {"too_few_slices": 2}
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from data.converters import convert_dicom
 from mg3d import paths
-from mg3d.data.dicom import convert_dicom
 from mg3d.data.identity import has_secret_key, pseudonym
-from mg3d.params import ConvertDicom
+from mg3d.params import ConvertVolumes, DicomVolumes
 
 SECRET = "0123456789abcdef"
 
@@ -65,8 +65,11 @@ def test_real_data_can_demand_a_key(
     tmp_path: Path, write_series: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_series(tmp_path / "dicom")
-    params = ConvertDicom(num_workers=1, require_id_key=True)
+    stage = ConvertVolumes(num_workers=1, require_id_key=True)
     with pytest.raises(ValueError, match=r"require_id_key is true.*set MG3D_ID_KEY"):
-        convert_dicom(tmp_path / "dicom", tmp_path / "out", params)
+        convert_dicom(tmp_path / "dicom", tmp_path / "out", DicomVolumes(), stage)
     monkeypatch.setenv("MG3D_ID_KEY", SECRET)
-    assert convert_dicom(tmp_path / "dicom", tmp_path / "out", params).summary()["used"] == 1
+    assert (
+        convert_dicom(tmp_path / "dicom", tmp_path / "out", DicomVolumes(), stage).summary()["used"]
+        == 1
+    )

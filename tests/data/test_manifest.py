@@ -9,8 +9,9 @@ import pytest
 from mg3d.data.manifest import build_manifest, split_hash
 from mg3d.data.planning import assign_split
 from mg3d.data.sentences import REPORT_COLUMNS
-from mg3d.params import BuildManifest
+from mg3d.params import BuildManifest, DicomExport, Sources
 
+EXPORT = Sources(dicom_export=DicomExport())
 PARAMS = BuildManifest(seed=0, validation_fraction=0.2, test_fraction=0.2)
 
 
@@ -21,15 +22,15 @@ def prepared(
     num_slices: dict[str, int] | None = None,
 ) -> Path:
     """Tables of the earlier stages: (study, patient, accession) and sentences per accession."""
-    for stage in ("convert_dicom", "pack_volumes", "segment_sentences"):
+    for stage in ("convert_volumes/dicom_export", "pack_volumes/dicom_export", "segment_sentences"):
         (root / stage).mkdir(parents=True)
     converted = pd.DataFrame(studies, columns=["study_id", "patient_id", "accession_id"])
     converted["num_slices"] = [(num_slices or {}).get(study, 10) for study, _, _ in studies]
-    converted.to_parquet(root / "convert_dicom/manifest.parquet")
+    converted.to_parquet(root / "convert_volumes/dicom_export/manifest.parquet")
     packed = converted[["study_id"]].copy()
     packed["volume"] = packed["study_id"] + ".npy"
     packed["volume_sha256"], packed["contract_digest"] = "f" * 64, "c" * 16
-    packed.to_parquet(root / "pack_volumes/manifest.parquet")
+    packed.to_parquet(root / "pack_volumes/dicom_export/manifest.parquet")
     rows = [
         (f"report-{accession}", accession, f"text-{count}", count, 0)
         for accession, count in reports.items()
@@ -57,7 +58,7 @@ def test_join_and_its_ledger(tmp_path: Path) -> None:
     ]
     root = prepared(tmp_path, studies, {"a1": 3, "a4": 2, "a6": 1, "a9": 1}, {"s5": 20})
     params = BuildManifest(validation_fraction=0.01, test_fraction=0.0)
-    ledger = build_manifest(root, tmp_path / "out", params)
+    ledger = build_manifest(root, tmp_path / "out", params, EXPORT)
     summary = ledger.summary()
     assert summary["inputs"] == 7 + 4
     assert summary["used"] == 4
@@ -72,11 +73,12 @@ def test_join_and_its_ledger(tmp_path: Path) -> None:
         {
             "study_id": study,
             "patient_id": patient,
+            "source": "dicom_export",
             "report_id": f"report-{accession}",
             "text_group": f"text-{count}",
             "split": "train",
             "shard": "train-all",
-            "volume": f"pack_volumes/volumes/{study}.npy",
+            "volume": f"pack_volumes/dicom_export/volumes/{study}.npy",
             "volume_sha256": "f" * 64,
             "contract_digest": "c" * 16,
             "num_sentences": count,
@@ -88,7 +90,7 @@ def test_join_and_its_ledger(tmp_path: Path) -> None:
 def test_splits_are_by_patient_complete_and_hashed(tmp_path: Path) -> None:
     studies = many(400)
     root = prepared(tmp_path, studies, {accession: 1 for _, _, accession in studies})
-    build_manifest(root, tmp_path / "out", PARAMS)
+    build_manifest(root, tmp_path / "out", PARAMS, EXPORT)
     table = pd.read_parquet(tmp_path / "out/manifest.parquet")
     assert (table.groupby("patient_id")["split"].nunique() == 1).all()
     recorded = json.loads((tmp_path / "out/splits.json").read_text())
@@ -119,23 +121,25 @@ def test_split_hash_sees_a_moved_study_but_not_the_order() -> None:
 
 
 def test_mistakes_name_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"or the stage convert_dicom"):
-        build_manifest(tmp_path / "nowhere", tmp_path / "out", PARAMS)
+    with pytest.raises(
+        ValueError, match=r"no .*convert_volumes/dicom_export/manifest.*: run `dvc repro`"
+    ):
+        build_manifest(tmp_path / "nowhere", tmp_path / "out", PARAMS, EXPORT)
     root = prepared(tmp_path / "a", [("s", "p", "a")], {"other": 1})
     with pytest.raises(ValueError, match=r"no pair left for training"):
-        build_manifest(root, tmp_path / "out", PARAMS)
+        build_manifest(root, tmp_path / "out", PARAMS, EXPORT)
 
-    path = root / "pack_volumes/manifest.parquet"
+    path = root / "pack_volumes/dicom_export/manifest.parquet"
     table = pd.read_parquet(path)
     table.drop(columns="volume_sha256").to_parquet(path)
     with pytest.raises(ValueError, match=r"lacks the column 'volume_sha256'.*dvc repro --force"):
-        build_manifest(root, tmp_path / "out", PARAMS)
+        build_manifest(root, tmp_path / "out", PARAMS, EXPORT)
     table.assign(volume=None).to_parquet(path)
     with pytest.raises(ValueError, match=r"has an empty 'volume'"):
-        build_manifest(root, tmp_path / "out", PARAMS)
+        build_manifest(root, tmp_path / "out", PARAMS, EXPORT)
     pd.concat([table, table]).to_parquet(path)
     with pytest.raises(ValueError, match=r"has study_id s twice"):
-        build_manifest(root, tmp_path / "out", PARAMS)
+        build_manifest(root, tmp_path / "out", PARAMS, EXPORT)
     table.assign(study_id="unknown").to_parquet(path)
     with pytest.raises(ValueError, match=r"has an empty 'patient_id'"):
-        build_manifest(root, tmp_path / "out", PARAMS)
+        build_manifest(root, tmp_path / "out", PARAMS, EXPORT)

@@ -15,8 +15,9 @@ from transformers import BertTokenizer
 from mg3d.data.manifest import SPLITS, build_manifest, split_hash
 from mg3d.data.pairs import Collate, Pair, Pairs, tokenize_report
 from mg3d.data.sentences import REPORT_COLUMNS
-from mg3d.params import BuildManifest, VolumeContract
+from mg3d.params import BuildManifest, DicomExport, Sources, VolumeContract
 
+EXPORT = Sources(dicom_export=DicomExport())
 CONTRACT = VolumeContract(spacing_mm=(3.0, 3.0, 3.0), shape_voxels=(32, 64, 32))
 PARAMS = BuildManifest(validation_fraction=0.3, test_fraction=0.3)
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no", "pleural", "effusion", "nod", "##ule"]
@@ -31,8 +32,8 @@ def tokenizer() -> BertTokenizer:
 @pytest.fixture
 def prepared(tmp_path: Path) -> Path:
     root = tmp_path / "prepared"
-    volumes = root / "pack_volumes/volumes"
-    for folder in (volumes, root / "convert_dicom", root / "segment_sentences"):
+    volumes = root / "pack_volumes/dicom_export/volumes"
+    for folder in (volumes, root / "convert_volumes/dicom_export", root / "segment_sentences"):
         folder.mkdir(parents=True)
     converted, packed, sentences, reports = [], [], [], []
     for i in range(12):
@@ -46,17 +47,17 @@ def prepared(tmp_path: Path) -> Path:
             sentences.append((f"r{i}", f"a{i}", f"r{i}:{index}", index, f"Sentence {index}."))
     pd.DataFrame(
         converted, columns=["study_id", "patient_id", "accession_id", "num_slices"]
-    ).to_parquet(root / "convert_dicom/manifest.parquet")
+    ).to_parquet(root / "convert_volumes/dicom_export/manifest.parquet")
     pd.DataFrame(
         packed, columns=["study_id", "volume", "volume_sha256", "contract_digest"]
-    ).to_parquet(root / "pack_volumes/manifest.parquet")
+    ).to_parquet(root / "pack_volumes/dicom_export/manifest.parquet")
     pd.DataFrame(
         sentences, columns=["report_id", "accession_id", "sentence_id", "index", "text"]
     ).to_parquet(root / "segment_sentences/sentences.parquet")
     pd.DataFrame(reports, columns=REPORT_COLUMNS).to_parquet(
         root / "segment_sentences/reports.parquet"
     )
-    build_manifest(root, root / "build_manifest", PARAMS)
+    build_manifest(root, root / "build_manifest", PARAMS, EXPORT)
     return root
 
 
@@ -119,11 +120,11 @@ def test_other_mistakes_name_the_remedy(prepared: Path) -> None:
         Pairs(prepared, "valid", CONTRACT)
     pairs = Pairs(prepared, "train", CONTRACT)
     wrong = np.zeros((2, 2, 2), np.int16)
-    np.save(prepared / "pack_volumes/volumes" / f"{pairs.study_ids[0]}.npy", wrong)
+    np.save(prepared / "pack_volumes/dicom_export/volumes" / f"{pairs.study_ids[0]}.npy", wrong)
     with pytest.raises(ValueError, match=r"int16 \(2, 2, 2\), the contract says"):
         pairs[0]
     all_train = BuildManifest(validation_fraction=1e-9, test_fraction=0)
-    build_manifest(prepared, prepared / "build_manifest", all_train)
+    build_manifest(prepared, prepared / "build_manifest", all_train, EXPORT)
     with pytest.raises(ValueError, match=r"the test split is empty \(12 studies"):
         Pairs(prepared, "test", CONTRACT)
 

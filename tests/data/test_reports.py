@@ -10,8 +10,9 @@ from mg3d.data.deidentify import num_identified
 from mg3d.data.identity import pseudonym
 from mg3d.data.report_text import num_visible
 from mg3d.data.reports import Report, clean_report, clean_reports, text_group
+from mg3d.data.sources.study import ReportRow
 from mg3d.ledger import Reason
-from mg3d.params import CleanReports
+from mg3d.params import CleanReports, ReportTable
 
 PARAMS = CleanReports()
 
@@ -31,12 +32,12 @@ PARAMS = CleanReports()
     ],
 )
 def test_reports_without_content(text: str, reason: Reason) -> None:
-    assert clean_report({"ReportText": text}, PARAMS) is reason
+    assert clean_report(ReportRow("A1", text, {}), PARAMS) is reason
 
 
 def test_one_section_may_be_not_given() -> None:
     text = "FINDINGS: The lungs are quite clear. IMPRESSION: Not given."
-    found = clean_report({"ReportText": text}, PARAMS)
+    found = clean_report(ReportRow("A1", text, {}), PARAMS)
     assert isinstance(found, Report)
     assert (found.findings, found.impression) == ("The lungs are quite clear.", "")
 
@@ -46,7 +47,7 @@ def test_what_was_dropped_is_counted_by_rule() -> None:
         "CT CHEST\nTECHNIQUE: Helical.\nFINDINGS: No effusion since 3/4/2021. Nodül izlenmedi."
         "\nIMPRESSION: Not given.\nSigned by Dr. A"
     )
-    found = clean_report({"ReportText": text}, PARAMS)
+    found = clean_report(ReportRow("A1", text, {}), PARAMS)
     assert isinstance(found, Report)
     assert found.findings == "No effusion since [DATE]."
     assert found.dropped == {
@@ -74,7 +75,9 @@ def test_reports_of_the_same_words_are_one_group(tmp_path: Path) -> None:
     ]
     rows = [f'A{number},"{text}"' for number, text in enumerate(texts)]
     (tmp_path / "reports.csv").write_text("\n".join(["AccessionNumber,ReportText", *rows]))
-    summary = clean_reports(tmp_path / "reports.csv", tmp_path / "out", PARAMS).summary()
+    summary = clean_reports(
+        ReportTable(path=tmp_path / "reports.csv"), tmp_path / "out", PARAMS
+    ).summary()
     assert isinstance(summary["counts"], dict)
     assert summary["counts"]["distinct_texts"] == 2
     assert summary["counts"]["reports_of_a_text_that_others_have"] == 3
@@ -93,7 +96,7 @@ def test_a_report_is_cleaned_alike_whatever_else_is_in_the_export(tmp_path: Path
     ):
         path = tmp_path / f"{name}.csv"
         path.write_text(f'AccessionNumber,ReportText\n{others}A1,"FINDINGS: {GOOD}"\n')
-        clean_reports(path, tmp_path / name, PARAMS)
+        clean_reports(ReportTable(path=path), tmp_path / name, PARAMS)
         table = pd.read_parquet(tmp_path / name / "reports.parquet").set_index("report_id")
         found.append(table.loc[pseudonym("report", "A1")].to_dict())
     assert found[0] == found[1]
@@ -108,7 +111,7 @@ def test_encodings_and_delimiters(encoding: str, delimiter: str, tmp_path: Path)
     text = "Größe 2–3 cm, naïve “cyst” stays the same."
     rows = f'AccessionNumber{delimiter}ReportText\nA1{delimiter}"{text}"\n'
     (tmp_path / "reports.csv").write_bytes(rows.encode(encoding))
-    clean_reports(tmp_path / "reports.csv", tmp_path / "out", PARAMS)
+    clean_reports(ReportTable(path=tmp_path / "reports.csv"), tmp_path / "out", PARAMS)
     (row,) = pd.read_parquet(tmp_path / "out/reports.parquet").to_dict("records")
     assert row["findings"] == 'Größe 2–3 cm, naïve "cyst" stays the same.'
     assert row["report_id"] == pseudonym("report", "A1")
@@ -118,7 +121,7 @@ def test_encodings_and_delimiters(encoding: str, delimiter: str, tmp_path: Path)
 def test_bytes_of_no_encoding_are_refused(tmp_path: Path) -> None:
     (tmp_path / "reports.csv").write_bytes(b"AccessionNumber,ReportText\nA1,\x81\xff\n")
     with pytest.raises(ValueError, match="export it as UTF-8"):
-        clean_reports(tmp_path / "reports.csv", tmp_path / "out", PARAMS)
+        clean_reports(ReportTable(path=tmp_path / "reports.csv"), tmp_path / "out", PARAMS)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
@@ -142,7 +145,7 @@ def test_every_bad_row_ends_in_the_ledger(suffix: str, tmp_path: Path) -> None:
         lines = [json.dumps({"AccessionNumber": key, "ReportText": text}) for key, text in rows]
         lines.append("{not json")
     path.write_text("\n".join(lines) + "\n")
-    summary = clean_reports(path, tmp_path / "out", PARAMS).summary()
+    summary = clean_reports(ReportTable(path=path), tmp_path / "out", PARAMS).summary()
     assert summary["inputs"] == 10
     assert summary["used"] == 3
     expected = {"duplicate_report_key": 3, "empty_report": 1, "no_key": 1, "unreadable": 1}
@@ -154,10 +157,10 @@ def test_every_bad_row_ends_in_the_ledger(suffix: str, tmp_path: Path) -> None:
 
 def test_mistakes_name_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no report export at .*make demo"):
-        clean_reports(tmp_path / "reports.csv", tmp_path / "out", PARAMS)
+        clean_reports(ReportTable(path=tmp_path / "reports.csv"), tmp_path / "out", PARAMS)
     (tmp_path / "reports.csv").write_text("Accession,ReportText\nA1,x\n")
     with pytest.raises(ValueError, match=r"no column 'AccessionNumber'.*accession_column"):
-        clean_reports(tmp_path / "reports.csv", tmp_path / "out", PARAMS)
+        clean_reports(ReportTable(path=tmp_path / "reports.csv"), tmp_path / "out", PARAMS)
     (tmp_path / "reports.csv").write_text("AccessionNumber,ReportText\nA1,\n")
     with pytest.raises(ValueError, match=r"no usable report.*empty_report"):
-        clean_reports(tmp_path / "reports.csv", tmp_path / "out", PARAMS)
+        clean_reports(ReportTable(path=tmp_path / "reports.csv"), tmp_path / "out", PARAMS)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mg3d.data.sentences import _split_line, _windows, segment_sentences, split_sentences
-from mg3d.params import SegmentSentences
+from mg3d.params import DicomExport, SegmentSentences, Sources
 
 
 def split(text: str, mode: str = "sentence") -> list[str]:
@@ -79,6 +79,7 @@ def test_clauses(text: str, expected: list[str]) -> None:
     assert split(text, "clause") == expected
 
 
+EXPORT = Sources(dicom_export=DicomExport())
 WORDS = (
     "No ",
     "nodule ",
@@ -128,8 +129,8 @@ def reports(folder: Path, rows: list[tuple[str, str, str]]) -> Path:
     table = pd.DataFrame(rows, columns=["report_id", "findings", "impression"])
     table.insert(1, "accession_id", "accession-" + table["report_id"])
     table["text_group"] = "text-" + table["report_id"]
-    folder.mkdir()
-    table.to_parquet(folder / "reports.parquet")
+    (folder / "dicom_export").mkdir(parents=True)
+    table.to_parquet(folder / "dicom_export/reports.parquet")
     return folder
 
 
@@ -139,7 +140,7 @@ def test_table_ids_spans_and_cut_tail(tmp_path: Path) -> None:
         [("r1", "A one. A two.", "B one.\nB two."), ("r2", "", "Only this."), ("r3", "--", "")],
     )
     params = SegmentSentences(max_sentences=3)
-    summary = segment_sentences(source, tmp_path / "out", params).summary()
+    summary = segment_sentences(source, tmp_path / "out", params, EXPORT).summary()
     assert (summary["inputs"], summary["used"], summary["reasons"]) == (3, 2, {"no_sentences": 1})
     table = pd.read_parquet(tmp_path / "out/sentences.parquet")
     assert table["sentence_id"].tolist() == ["r1:0", "r1:1", "r1:2", "r2:0"]
@@ -151,7 +152,7 @@ def test_table_ids_spans_and_cut_tail(tmp_path: Path) -> None:
         ["r1", "accession-r1", "text-r1", 3, 1],
         ["r2", "accession-r2", "text-r2", 1, 0],
     ]
-    source_table = pd.read_parquet(source / "reports.parquet").set_index("report_id")
+    source_table = pd.read_parquet(source / "dicom_export/reports.parquet").set_index("report_id")
     for row in table.itertuples():
         section = source_table.loc[row.report_id, row.section]
         assert section[row.start : row.end] == row.text
@@ -166,7 +167,7 @@ def test_ids_are_stable_under_re_runs_and_edits_of_other_reports(tmp_path: Path)
         ("edited", [("r0", "New one. And two.", ""), mine, ("r1", "C. E. F.", "")]),
     ):
         source = reports(tmp_path / name, rows)
-        segment_sentences(source, tmp_path / name / "out", SegmentSentences())
+        segment_sentences(source, tmp_path / name / "out", SegmentSentences(), EXPORT)
         table = pd.read_parquet(tmp_path / name / "out/sentences.parquet")
         tables.append(table[table["report_id"] == "r2"].to_dict("records"))
     assert tables[0] == tables[1] == tables[2]
@@ -178,7 +179,7 @@ def test_a_report_of_ten_thousand_sentences_keeps_its_first(tmp_path: Path) -> N
     rows = [("long", " ".join(sentences), "Normal."), ("short", "A.", "")]
     source = reports(tmp_path / "in", rows)
     start = time.process_time()
-    segment_sentences(source, tmp_path / "out", SegmentSentences())
+    segment_sentences(source, tmp_path / "out", SegmentSentences(), EXPORT)
     assert time.process_time() - start < 30
     table = pd.read_parquet(tmp_path / "out/sentences.parquet").set_index("report_id")
     assert table.loc["long", "text"].tolist() == sentences[:64]
@@ -206,10 +207,10 @@ def test_windows_tile_a_long_line_and_change_no_sentence(
 
 def test_without_input_it_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"run clean_reports first"):
-        segment_sentences(tmp_path, tmp_path / "out", SegmentSentences())
+        segment_sentences(tmp_path, tmp_path / "out", SegmentSentences(), EXPORT)
     source = reports(tmp_path / "in", [("r1", "", "--")])
     with pytest.raises(ValueError, match=r"no sentence in any report"):
-        segment_sentences(source, tmp_path / "out", SegmentSentences())
+        segment_sentences(source, tmp_path / "out", SegmentSentences(), EXPORT)
 
 
 def test_the_demos_170_reports_take_seconds(tmp_path: Path) -> None:
@@ -226,6 +227,6 @@ def test_the_demos_170_reports_take_seconds(tmp_path: Path) -> None:
     ]
     source = reports(tmp_path / "in", rows)
     start = time.process_time()
-    segment_sentences(source, tmp_path / "out", SegmentSentences())
+    segment_sentences(source, tmp_path / "out", SegmentSentences(), EXPORT)
     assert time.process_time() - start < 15
     assert len(pd.read_parquet(tmp_path / "out/sentences.parquet")) == 170 * 20

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mg3d.data.dicom import convert_dicom
+from mg3d.data.conversion import convert_volumes
 from mg3d.data.embeddings import embed_sentences
 from mg3d.data.manifest import build_manifest
 from mg3d.data.pairs import Pairs
@@ -23,10 +23,14 @@ from mg3d.parallel import parallel_map
 from mg3d.params import (
     BuildManifest,
     CleanReports,
-    ConvertDicom,
+    ConvertVolumes,
+    DicomExport,
+    DicomVolumes,
     EmbedSentences,
     PackVolumes,
+    ReportTable,
     SegmentSentences,
+    Sources,
     VolumeContract,
 )
 
@@ -36,16 +40,26 @@ from tiny_prepared import tiny_model
 CONTRACT = VolumeContract(spacing_mm=(2.0, 2.0, 2.0), shape_voxels=(32, 32, 32))
 
 
+EXPORT = "dicom_export"
+
+
 def run_stages(data: Path, prepared: Path) -> dict[str, Ledger]:
+    sources = Sources(
+        dicom_export=DicomExport(
+            volumes=DicomVolumes(path=data / "dicom"),
+            reports=ReportTable(path=data / "reports.csv"),
+        )
+    )
+    export = sources.named(EXPORT)
+    converted = prepared / "convert_volumes" / EXPORT
+    one_worker = ConvertVolumes(num_workers=1)
     return {
-        "convert_dicom": convert_dicom(
-            data / "dicom", prepared / "convert_dicom", ConvertDicom(num_workers=1)
-        ),
-        "clean_reports": clean_reports(
-            data / "reports.csv", prepared / "clean_reports", CleanReports()
+        f"convert_volumes/{EXPORT}": convert_volumes(export.volumes, converted, one_worker),
+        f"clean_reports/{EXPORT}": clean_reports(
+            export.reports, prepared / "clean_reports" / EXPORT, CleanReports()
         ),
         "segment_sentences": segment_sentences(
-            prepared / "clean_reports", prepared / "segment_sentences", SegmentSentences()
+            prepared / "clean_reports", prepared / "segment_sentences", SegmentSentences(), sources
         ),
         "embed_sentences": embed_sentences(
             prepared,
@@ -53,16 +67,14 @@ def run_stages(data: Path, prepared: Path) -> dict[str, Ledger]:
             EmbedSentences(),
             tiny_model(data.parent / "encoder").text,
         ),
-        "pack_volumes": pack_volumes(
-            prepared / "convert_dicom",
-            prepared / "pack_volumes",
-            PackVolumes(num_workers=1),
-            CONTRACT,
+        f"pack_volumes/{EXPORT}": pack_volumes(
+            converted, prepared / "pack_volumes" / EXPORT, PackVolumes(num_workers=1), CONTRACT
         ),
         "build_manifest": build_manifest(
             prepared,
             prepared / "build_manifest",
             BuildManifest(validation_fraction=0.01, test_fraction=0.0),
+            sources,
         ),
     }
 
@@ -105,18 +117,23 @@ def test_inputs_are_used_or_quarantined_in_every_stage(export: Path, tmp_path: P
     for summary in summaries.values():
         assert summary["inputs"] == summary["used"] + summary["quarantined"]
     assert {name: summary["reasons"] for name, summary in summaries.items()} == {
-        "convert_dicom": {"missing_slice": 1, "mixed_patients": 1, "not_dicom": 1, "truncated": 1},
-        "clean_reports": {"empty_report": 1},
+        f"convert_volumes/{EXPORT}": {
+            "missing_slice": 1,
+            "mixed_patients": 1,
+            "not_dicom": 1,
+            "truncated": 1,
+        },
+        f"clean_reports/{EXPORT}": {"empty_report": 1},
         "segment_sentences": {},
         "embed_sentences": {},
-        "pack_volumes": {"constant": 1},
+        f"pack_volumes/{EXPORT}": {"constant": 1},
         # reports of 2, 3, 4 and 6 lost their studies, 8 never had one; studies 5 and 7
         "build_manifest": {"report_without_study": 5, "study_without_report": 2},
     }
     on_disk = {summary["stage"]: summary for summary in read_summaries(prepared)}
-    assert on_disk == summaries
+    assert on_disk == {name: {**summary, "stage": name} for name, summary in summaries.items()}
 
-    entries = (prepared / "convert_dicom/ledger.jsonl").read_text().splitlines()
+    entries = (prepared / "convert_volumes/dicom_export/ledger.jsonl").read_text().splitlines()
     num_files = sum(path.is_file() for path in (export / "dicom").rglob("*"))
     assert sum(json.loads(entry)["count"] for entry in entries) == num_files
 
@@ -134,9 +151,9 @@ def test_the_prepared_data_can_be_looked_at(export: Path, tmp_path: Path) -> Non
 
     prepared = tmp_path / "prepared"
     with pytest.raises(ValueError, match=r"no .*manifest.parquet: run `dvc repro`"):
-        inspect(prepared, tmp_path / "out", CONTRACT)
+        inspect(prepared, tmp_path / "out", CONTRACT, Sources(dicom_export=DicomExport()))
     run_stages(export, prepared)
-    pictures = inspect(prepared, tmp_path / "out", CONTRACT)
+    pictures = inspect(prepared, tmp_path / "out", CONTRACT, Sources(dicom_export=DicomExport()))
     assert [picture.name for picture in pictures] == [
         *("contact_sheet.png", "hu.png", "distributions.png", "quarantine.png")
     ]

@@ -13,10 +13,17 @@ import pandas as pd
 import psutil
 import pytest
 
+from mg3d.data.ct.nifti import write_nifti
 from mg3d.data.volumes import apply_window, pack_volumes
 from mg3d.params import PackVolumes, VolumeContract
 
 CONTRACT = VolumeContract(spacing_mm=(2.0, 2.0, 2.0), shape_voxels=(64, 64, 64))
+
+
+def write_manifest(folder: Path, files: dict[str, str], spacing_mm: float = 1.0) -> None:
+    """What convert_volumes tells of its NIfTI files: study -> file."""
+    table = pd.DataFrame({"study_id": list(files), "nifti": list(files.values())})
+    table.assign(spacing_x_mm=spacing_mm).to_parquet(folder / "manifest.parquet")
 
 
 def test_window() -> None:
@@ -64,9 +71,7 @@ def test_every_bad_volume_ends_in_the_ledger(num_workers: int, tmp_path: Path) -
     path.write_bytes(path.read_bytes()[:-300])
     (tmp_path / "in/nifti/text.nii.gz").write_text("no image")
     names = [*volumes, "text", "absent"]
-    pd.DataFrame({"study_id": names, "nifti": [f"{n}.nii.gz" for n in names]}).to_parquet(
-        tmp_path / "in/manifest.parquet"
-    )
+    write_manifest(tmp_path / "in", {n: f"{n}.nii.gz" for n in names})
     stale = tmp_path / "out/volumes/stale.npy"
     stale.parent.mkdir(parents=True)
     stale.touch()
@@ -96,11 +101,9 @@ def test_every_bad_volume_ends_in_the_ledger(num_workers: int, tmp_path: Path) -
 
 
 def test_mistakes_name_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="run convert_dicom first"):
+    with pytest.raises(ValueError, match="run convert_volumes first"):
         pack_volumes(tmp_path, tmp_path / "out", PackVolumes(), CONTRACT)
-    pd.DataFrame({"study_id": ["a"], "nifti": ["a.nii.gz"]}).to_parquet(
-        tmp_path / "manifest.parquet"
-    )
+    write_manifest(tmp_path, {"a": "a.nii.gz"})
     with pytest.raises(ValueError, match=r"could be packed.*unreadable"):
         pack_volumes(tmp_path, tmp_path / "out", PackVolumes(), CONTRACT)
 
@@ -117,6 +120,7 @@ def packed_bytes(out: Path) -> dict[str, bytes]:
 PACK = """
 import sys
 from pathlib import Path
+from mg3d.data.ct.nifti import write_nifti
 from mg3d.data.volumes import pack_volumes
 from mg3d.params import PackVolumes, VolumeContract
 contract = VolumeContract(spacing_mm=(2.0, 2.0, 2.0), shape_voxels=(64, 64, 64))
@@ -131,9 +135,7 @@ def test_killed_and_started_again_packs_the_remainder_only(tmp_path: Path) -> No
         save(tmp_path / f"in/nifti/{name}.nii.gz", rng.integers(-900, 900, (64, 64, 64), np.int16))
     save(tmp_path / "in/nifti/flat.nii.gz", np.zeros((8, 8, 8), np.int16))
     names.append("flat")
-    pd.DataFrame({"study_id": names, "nifti": [f"{n}.nii.gz" for n in names]}).to_parquet(
-        tmp_path / "in/manifest.parquet"
-    )
+    write_manifest(tmp_path / "in", {n: f"{n}.nii.gz" for n in names})
     out = tmp_path / "out"
     command = [sys.executable, "-c", PACK, str(tmp_path / "in"), str(out)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -165,9 +167,7 @@ def test_a_packed_file_is_of_its_input_its_contract_and_its_setting(tmp_path: Pa
     names = ["a", "b"]
     for name in names:
         save(source / f"nifti/{name}.nii.gz", rng.integers(-900, 900, (8, 8, 8), np.int16))
-    pd.DataFrame({"study_id": names, "nifti": [f"{n}.nii.gz" for n in names]}).to_parquet(
-        source / "manifest.parquet"
-    )
+    write_manifest(source, {n: f"{n}.nii.gz" for n in names})
 
     def files() -> tuple[str, ...]:
         table = pd.read_parquet(out / "manifest.parquet")
@@ -196,11 +196,29 @@ def test_blank_headers_are_packed_only_by_the_setting(tmp_path: Path) -> None:
     (tmp_path / "in/nifti").mkdir(parents=True)
     content = header.binaryblock + bytes(4) + voxels.tobytes(order="F")
     (tmp_path / "in/nifti/blank.nii").write_bytes(content)
-    pd.DataFrame({"study_id": ["blank"], "nifti": ["blank.nii"]}).to_parquet(
-        tmp_path / "in/manifest.parquet"
+    write_manifest(
+        tmp_path / "in/manifest.parquet", {"study_id": ["blank"], "nifti": ["blank.nii"]}
     )
     with pytest.raises(ValueError, match="no_affine"):
         pack_volumes(tmp_path / "in", tmp_path / "out", PackVolumes(num_workers=1), CONTRACT)
     params = PackVolumes(num_workers=1, blank_header="pixdim")
     ledger = pack_volumes(tmp_path / "in", tmp_path / "out", params, CONTRACT)
     assert ledger.summary()["used"] == 1
+
+
+def test_a_volume_without_millimetres_fills_the_field_of_view(tmp_path: Path) -> None:
+    """Half the contract's voxels along each axis, so each voxel becomes two; none is padding."""
+    half = np.random.default_rng(0).integers(-900, 900, (32, 32, 32), np.int16)
+    (tmp_path / "in/nifti").mkdir(parents=True)
+    write_nifti(half, None, tmp_path / "in/nifti/a.nii.gz")
+    write_manifest(tmp_path / "in", {"a": "a.nii.gz"}, np.nan)
+    pack_volumes(tmp_path / "in", tmp_path / "out", PackVolumes(num_workers=1), CONTRACT)
+    (file,) = (tmp_path / "out/volumes").iterdir()
+    packed = np.load(file, allow_pickle=False)
+    assert packed.shape == (64, 64, 64)
+    # Two new voxels stand a quarter to either side of a plane between old ones, so the mean of
+    # eight is the mean of the eight old ones around that corner.
+    inner = packed[1:-1, 1:-1, 1:-1].astype(float).reshape(31, 2, 31, 2, 31, 2)
+    dhw = half.transpose(2, 1, 0).astype(float)
+    corners = [dhw[a : a + 31, b : b + 31, c : c + 31] for a, b, c in np.ndindex(2, 2, 2)]
+    np.testing.assert_allclose(inner.mean(axis=(1, 3, 5)), np.mean(corners, axis=0), atol=0.5)

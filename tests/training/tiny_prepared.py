@@ -14,10 +14,12 @@ from mg3d.data.manifest import build_manifest
 from mg3d.data.sentences import REPORT_COLUMNS
 from mg3d.params import (
     BuildManifest,
+    DicomExport,
     EmbedSentences,
     Model,
     Objective,
     Pretrain,
+    Sources,
     TextEncoder,
     VisionEncoder,
     VolumeContract,
@@ -71,12 +73,13 @@ def write_prepared(prepared: Path, num_studies: int = 14) -> None:
     """Studies of as many patients, with one to three sentences each."""
     generator = np.random.default_rng(0)
     folders = {
-        stage: paths.stage_folder(stage, prepared)
-        for stage in ("convert_dicom", "clean_reports", "segment_sentences", "pack_volumes")
+        "convert_volumes": paths.stage_folder("convert_volumes", prepared) / "dicom_export",
+        "pack_volumes": paths.stage_folder("pack_volumes", prepared) / "dicom_export",
+        "segment_sentences": paths.stage_folder("segment_sentences", prepared),
     }
     (folders["pack_volumes"] / paths.VOLUMES).mkdir(parents=True)
     for folder in folders.values():
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     studies, volumes, reports, sentences = [], [], [], []
     for number in range(num_studies):
         study, accession, report = (f"{k}-{number:012x}" for k in ("study", "accession", "report"))
@@ -87,14 +90,14 @@ def write_prepared(prepared: Path, num_studies: int = 14) -> None:
         chosen = FINDINGS[: 1 + number % 3]
         studies.append((study, f"patient-{number:012x}", accession, 64))
         volumes.append((study, file.name, sha256, CONTRACT.digest()))
-        reports.append((report, accession, " ".join(chosen), ""))
+        reports.append((report, accession, f"text-{number}", 1 + number % 3, 0))
         start = 0
         for index, text in enumerate(chosen):
             place = (f"{report}:{index}", index, "findings", text, start, start + len(text), 0)
             sentences.append((report, accession, *place))
             start += len(text) + 1
     tables = {
-        "convert_dicom": (
+        "convert_volumes": (
             paths.MANIFEST,
             studies,
             ["study_id", "patient_id", "accession_id", "num_slices"],
@@ -103,11 +106,6 @@ def write_prepared(prepared: Path, num_studies: int = 14) -> None:
             paths.MANIFEST,
             volumes,
             ["study_id", "volume", "volume_sha256", "contract_digest"],
-        ),
-        "clean_reports": (
-            paths.REPORT_TABLE,
-            reports,
-            ["report_id", "accession_id", "findings", "impression"],
         ),
         "segment_sentences": (
             paths.SENTENCE_TABLE,
@@ -118,17 +116,14 @@ def write_prepared(prepared: Path, num_studies: int = 14) -> None:
     }  # fmt: skip
     for stage, (name, rows, columns) in tables.items():
         pd.DataFrame(rows, columns=columns).to_parquet(folders[stage] / name, index=False)
-    reports_of = [
-        (report, accession, f"text-{number}", 1 + number % 3, 0)
-        for number, (report, accession, *_) in enumerate(reports)
-    ]
-    pd.DataFrame(reports_of, columns=REPORT_COLUMNS).to_parquet(
+    pd.DataFrame(reports, columns=REPORT_COLUMNS).to_parquet(
         folders["segment_sentences"] / paths.REPORT_TABLE, index=False
     )
     build_manifest(
         prepared,
         paths.stage_folder("build_manifest", prepared),
         BuildManifest(validation_fraction=0.2, test_fraction=0.1),
+        Sources(dicom_export=DicomExport()),
     )
     with tempfile.TemporaryDirectory() as folder:  # the weights are those of any other such folder
         text = tiny_model(Path(folder) / "encoder").text

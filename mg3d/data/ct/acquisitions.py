@@ -14,7 +14,7 @@ import numpy as np
 from mg3d.data.ct.geometry import SAME_POSITION_MM
 from mg3d.data.ct.header import Header
 from mg3d.data.ct.pixels import read_stored
-from mg3d.params import ConvertDicom
+from mg3d.params import DicomVolumes
 
 Place = tuple[int, ...]
 Parts = tuple[list[list[Header]], list[Header]]  # acquisitions, dropped copies
@@ -33,7 +33,7 @@ def _repeats(headers: Sequence[Header]) -> bool:
 
 
 def divide(
-    headers: Sequence[Header], params: ConvertDicom
+    headers: Sequence[Header], params: DicomVolumes
 ) -> tuple[list[list[Header]], list[Header]]:
     """Slices of one series -> (acquisitions, dropped copies); see the module's docstring.
 
@@ -62,7 +62,7 @@ def divide(
 
 
 def _drop_copies(
-    headers: Sequence[Header], params: ConvertDicom
+    headers: Sequence[Header], params: DicomVolumes
 ) -> tuple[list[Header], list[Header]]:
     """(first of each, copies): same place, size, rescale and stored values."""
     places: dict[Place, list[Header]] = defaultdict(list)

@@ -8,7 +8,7 @@ import numpy as np
 from mg3d.data.ct.header import Header
 from mg3d.data.ct.refused import Refused
 from mg3d.ledger import Reason
-from mg3d.params import ConvertDicom
+from mg3d.params import DicomVolumes
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SAME_POSITION_MM = 0.01
@@ -41,7 +41,7 @@ def normal_of(header: Header) -> np.ndarray:
     return np.cross(row, column)
 
 
-def arrange(headers: Sequence[Header], params: ConvertDicom) -> Grid:
+def arrange(headers: Sequence[Header], params: DicomVolumes) -> Grid:
     """Order slices along their common normal and derive the affine (PS3.3 C.7.6.2.1.1).
 
     The slice step is the mean vector between neighbouring positions. If it leaves the normal by
@@ -112,7 +112,7 @@ def _common_plane(headers: Sequence[Header]) -> tuple[tuple[float, ...], np.ndar
     return first.spacing, row, column
 
 
-def _indices(depths: np.ndarray, params: ConvertDicom) -> np.ndarray:
+def _indices(depths: np.ndarray, params: DicomVolumes) -> np.ndarray:
     """Sorted depths [slices] in mm -> index of each slice on a regular grid; whole ones if it is.
 
     Missing slices leave holes in the indices; under variable spacing the grid's step is the typical

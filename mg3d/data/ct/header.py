@@ -14,11 +14,11 @@ from mg3d.data.ct.frames import GROUPS, frames_of
 from mg3d.data.ct.limits import Bounded, check_claim, opened
 from mg3d.data.ct.refused import Refused
 from mg3d.ledger import Reason
-from mg3d.params import ConvertDicom
+from mg3d.params import DicomVolumes
 
 UNDEFINED_LENGTH = 0xFFFFFFFF
 SEQUENCE_END = (0xFFFE, 0xE0DD)
-DEFAULTS = ConvertDicom()
+DEFAULTS = DicomVolumes()
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ READ_TAGS: list[Any] = [
 
 
 @disable_value_validation()  # its warnings quote the values, which may be a patient's
-def read_header(path: Path, params: ConvertDicom = DEFAULTS) -> Header:
+def read_header(path: Path, params: DicomVolumes = DEFAULTS) -> Header:
     """Header of one DICOM file, without its pixels.
 
     Raises Refused: `not_dicom`, `oversized`, `nested_too_deep`, or `truncated` when not even the

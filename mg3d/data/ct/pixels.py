@@ -21,7 +21,7 @@ from mg3d.data.ct.limits import Bounded, check_volume, coded_size, opened
 from mg3d.data.ct.refused import Refused
 from mg3d.data.ct.resample import to_grid
 from mg3d.ledger import Reason
-from mg3d.params import ConvertDicom
+from mg3d.params import DicomVolumes
 
 AIR_HU = -1000
 PIXEL_TAGS: list[Any] = [
@@ -33,7 +33,7 @@ PIXEL_TAGS: list[Any] = [
 
 
 @disable_value_validation()
-def read_volume(grid: Grid, params: ConvertDicom) -> tuple[np.ndarray, np.ndarray]:
+def read_volume(grid: Grid, params: DicomVolumes) -> tuple[np.ndarray, np.ndarray]:
     """Decode a series -> (int16 [X, Y, Z], affine to RAS mm).
 
     Axes are reordered and flipped to the closest of R, A and S; an oblique series keeps its oblique

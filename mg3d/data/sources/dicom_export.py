@@ -5,7 +5,7 @@ Layout (the interface; an owner of real data drops it in the same place)::
     dicom/**/*          any tree, any file names, several series mixed in a folder
     reports.csv         or reports.jsonl: one row per report, keyed by accession number
 
-The two column names are defaults; `clean_reports` in params.yaml says what yours are called.
+`sources.dicom_export` in params.yaml says where they lie and what the two columns are called.
 """
 
 import csv
@@ -13,6 +13,9 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+
+from mg3d.data.sources.study import ReportRow
+from mg3d.params import ReportTable
 
 DICOM_FOLDER = "dicom"
 REPORTS_FILE = "reports.csv"
@@ -32,37 +35,44 @@ def find_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_reports(
-    path: Path, accession_column: str = ACCESSION_COLUMN, text_column: str = TEXT_COLUMN
-) -> Iterator[dict[str, str] | None]:
-    """Rows of the export as ``{column: text}``; ``None`` for a row that cannot be read.
+def read_reports(source: ReportTable) -> Iterator[ReportRow | None]:
+    """Rows of the export; ``None`` for one that cannot be read.
 
     ``.jsonl`` is one object a line; anything else is CSV with ``,`` ``;`` or tab. Encodings, in
     this order: UTF-16 with its byte order mark, UTF-8 with or without one, Windows-1252. Raises
     ValueError if the file is absent, lacks a column, or is in none of the encodings.
     """
+    path, key, text = source.path, source.accession_column, source.text_column
     if not path.is_file():
         raise ValueError(f"no report export at {path}: {REMEDY}")
-    text = _decode(path)
-    if path.suffix == ".jsonl":
-        yield from _read_jsonl(text, {accession_column, text_column})
-        return
-    header = text.partition("\n")[0]
+    content = _decode(path)
+    rows = _jsonl(content, {key, text}) if path.suffix == ".jsonl" else _csv(content, source)
+    for row in rows:
+        if row is None:
+            yield None
+            continue
+        others = {name: value for name, value in row.items() if name != text}
+        yield ReportRow(row.get(key, "").strip(), row.get(text, ""), others)
+
+
+def _csv(content: str, source: ReportTable) -> Iterator[dict[str, str] | None]:
+    header = content.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
     csv.field_size_limit(1 << 24)
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey="\x00")
-    for wanted, key in ((accession_column, "accession_column"), (text_column, "text_column")):
+    rows = csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter, restkey="\x00")
+    for setting in ("accession_column", "text_column"):
+        wanted = getattr(source, setting)
         if wanted not in (rows.fieldnames or []):
             raise ValueError(
-                f"{path.name} has no column {wanted!r}, only {list(rows.fieldnames or [])}: "
-                f"set clean_reports.{key} in params.yaml"
+                f"{source.path.name} has no column {wanted!r}, only {list(rows.fieldnames or [])}: "
+                f"set sources.dicom_export.reports.{setting} in params.yaml"
             )
     for row in rows:
         yield None if "\x00" in row else {key: value or "" for key, value in row.items()}
 
 
-def _read_jsonl(text: str, columns: set[str]) -> Iterator[dict[str, str] | None]:
-    for line in filter(str.strip, text.split("\n")):
+def _jsonl(content: str, columns: set[str]) -> Iterator[dict[str, str] | None]:
+    for line in filter(str.strip, content.split("\n")):
         try:
             row = json.loads(line)
         except json.JSONDecodeError:

@@ -7,12 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.converters import load, reasons
-from mg3d.data.dicom import convert_dicom
+from data.converters import convert_dicom, load, reasons
 from mg3d.data.identity import pseudonym
-from mg3d.params import ConvertDicom
+from mg3d.params import DicomVolumes
 
-PARAMS = ConvertDicom(num_workers=1, min_slices=4)
+PARAMS = DicomVolumes(min_slices=4)
 Write = Callable[..., list[Path]]
 
 

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from data.converters import load, reasons
+from data.converters import convert_dicom, load, reasons
 from mg3d.data.ct.admission import RADIATION_DOSE_REPORT
-from mg3d.data.dicom import convert_dicom
 from mg3d.data.identity import pseudonym
-from mg3d.params import ConvertDicom
+from mg3d.params import DicomVolumes
 
-PARAMS = ConvertDicom(num_workers=1, min_slices=4)
+PARAMS = DicomVolumes(min_slices=4)
 Write = Callable[..., list[Path]]
 
 

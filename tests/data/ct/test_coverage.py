@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.converters import reasons
+from data.converters import convert_dicom, reasons
 from mg3d.data.ct.coverage import lung_mm
-from mg3d.data.dicom import convert_dicom
-from mg3d.params import ConvertDicom
+from mg3d.params import ConvertVolumes, DicomVolumes
 
 Write = Callable[..., list[Path]]
 
@@ -58,8 +57,8 @@ def test_a_head_and_an_abdomen_are_no_chest(
         hu = volume[::-1, ::-1].transpose(2, 1, 0)
         names = {"uid": uid, "study": uid, "patient": uid, "prefix": uid}
         write_series(tmp_path / "dicom", hu=hu, step_mm=10.0, **names)
-    params = ConvertDicom(num_workers=1, min_lung_mm=gate)
-    convert_dicom(tmp_path / "dicom", tmp_path / "out", params)
+    gated = ConvertVolumes(num_workers=1, min_lung_mm=gate)
+    convert_dicom(tmp_path / "dicom", tmp_path / "out", DicomVolumes(), gated)
     expected = {"used": 20, "no_chest": 40} if gate else {"used": 60}
     assert reasons(tmp_path / "out") == expected
 
@@ -71,6 +70,7 @@ def test_the_abdomen_of_a_study_gives_way_to_its_chest(tmp_path: Path, write_ser
         uid, hu = f"4.{number}", volume.transpose(2, 1, 0)
         write_series(tmp_path / "dicom", hu=hu, step_mm=5.0, uid=uid, prefix=uid)
     convert_dicom(
-        *(tmp_path / "dicom", tmp_path / "out"), ConvertDicom(num_workers=1, min_lung_mm=50.0)
+        *(tmp_path / "dicom", tmp_path / "out", DicomVolumes()),
+        ConvertVolumes(num_workers=1, min_lung_mm=50.0),
     )
     assert reasons(tmp_path / "out") == {"used": 20, "no_chest": 40}

@@ -7,12 +7,11 @@ import numpy as np
 import pydicom
 import pytest
 
-from data.converters import as_ras, dcm2niix, load, reasons, simpleitk
+from data.converters import as_ras, convert_dicom, dcm2niix, load, reasons, simpleitk
 from mg3d.data.ct.header import read_header
-from mg3d.data.dicom import convert_dicom
-from mg3d.params import ConvertDicom
+from mg3d.params import DicomVolumes
 
-PARAMS = ConvertDicom(num_workers=1, min_slices=4)
+PARAMS = DicomVolumes(min_slices=4)
 Write = Callable[..., list[Path]]
 
 

@@ -7,12 +7,11 @@ import nibabel
 import numpy as np
 import pytest
 
-from data.converters import dcm2niix, load, reasons, simpleitk
+from data.converters import convert_dicom, dcm2niix, load, reasons, simpleitk
 from mg3d.data.ct.resample import to_grid
-from mg3d.data.dicom import convert_dicom
-from mg3d.params import ConvertDicom
+from mg3d.params import DicomVolumes
 
-PARAMS = ConvertDicom(num_workers=1, min_slices=4)
+PARAMS = DicomVolumes(min_slices=4)
 Write = Callable[..., list[Path]]
 SLOPE_HU_PER_MM = 8
 

@@ -11,15 +11,14 @@ import pydicom
 import pytest
 from pydicom import Dataset
 
-from data.converters import reasons
+from data.converters import convert_dicom, reasons
 from mg3d.data.ct import limits
 from mg3d.data.ct.header import read_header
 from mg3d.data.ct.refused import Refused
-from mg3d.data.dicom import convert_dicom
 from mg3d.ledger import Reason
-from mg3d.params import ConvertDicom
+from mg3d.params import DicomVolumes
 
-PARAMS = ConvertDicom(num_workers=1, min_slices=4, max_series_bytes=2**22)
+PARAMS = DicomVolumes(min_slices=4, max_series_bytes=2**22)
 Write = Callable[..., list[Path]]
 
 

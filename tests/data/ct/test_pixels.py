@@ -8,21 +8,20 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from data.converters import as_ras, dcm2niix, load, reasons, simpleitk
+from data.converters import as_ras, convert_dicom, dcm2niix, load, reasons, simpleitk
 from mg3d.data.ct.geometry import arrange
 from mg3d.data.ct.header import read_header
 from mg3d.data.ct.limits import coded_size
 from mg3d.data.ct.pixels import read_stored, read_volume
 from mg3d.data.ct.refused import Refused
-from mg3d.data.dicom import convert_dicom
 from mg3d.ledger import Reason
-from mg3d.params import ConvertDicom
+from mg3d.params import DicomVolumes
 
-PARAMS = ConvertDicom(num_workers=1, min_slices=2)
+PARAMS = DicomVolumes(min_slices=2)
 Write = Callable[..., list[Path]]
 
 
-def volume_of(files: list[Path], params: ConvertDicom = PARAMS) -> np.ndarray:
+def volume_of(files: list[Path], params: DicomVolumes = PARAMS) -> np.ndarray:
     return read_volume(arrange([read_header(path) for path in files], params), params)[0]
 
 
@@ -128,7 +127,7 @@ def padded_series(folder: Path, write_series: Write, **tags: object) -> list[Pat
 
 
 def test_padding_becomes_air(tmp_path: Path, write_series: Write) -> None:
-    def hu(params: ConvertDicom = PARAMS, **tags: object) -> list[int]:
+    def hu(params: DicomVolumes = PARAMS, **tags: object) -> list[int]:
         files = padded_series(tmp_path, write_series, **tags)
         return volume_of(files, params)[::-1, 0, 0].tolist()
 
