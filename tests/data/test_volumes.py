@@ -120,7 +120,6 @@ def packed_bytes(out: Path) -> dict[str, bytes]:
 PACK = """
 import sys
 from pathlib import Path
-from mg3d.data.ct.nifti import write_nifti
 from mg3d.data.volumes import pack_volumes
 from mg3d.params import PackVolumes, VolumeContract
 contract = VolumeContract(spacing_mm=(2.0, 2.0, 2.0), shape_voxels=(64, 64, 64))
@@ -196,9 +195,7 @@ def test_blank_headers_are_packed_only_by_the_setting(tmp_path: Path) -> None:
     (tmp_path / "in/nifti").mkdir(parents=True)
     content = header.binaryblock + bytes(4) + voxels.tobytes(order="F")
     (tmp_path / "in/nifti/blank.nii").write_bytes(content)
-    write_manifest(
-        tmp_path / "in/manifest.parquet", {"study_id": ["blank"], "nifti": ["blank.nii"]}
-    )
+    write_manifest(tmp_path / "in", {"blank": "blank.nii"})
     with pytest.raises(ValueError, match="no_affine"):
         pack_volumes(tmp_path / "in", tmp_path / "out", PackVolumes(num_workers=1), CONTRACT)
     params = PackVolumes(num_workers=1, blank_header="pixdim")

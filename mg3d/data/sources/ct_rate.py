@@ -12,7 +12,7 @@ everyone tests, so nothing of it is read here.
 
 Which version a file is, its folder says and its voxels must agree: a rescale that would count twice
 is refused, one that is missing too. Version 1 takes slope, intercept and spacing from the metadata;
-where its header says nothing of the directions (identity, or blank), they too are the metadata's.
+where its header says nothing of the place (identity, or blank), directions too are the metadata's.
 """
 
 import ast
@@ -135,7 +135,7 @@ def read_raw(path: Path, metadata: Metadata) -> Volume:
         if not problem(voxels):
             raise Refused(Reason.NOT_HU, "voxels of version 2: a rescale would count twice")
         raise Refused(*found)
-    if np.array_equal(np.abs(affine[:3, :3]), np.eye(3)):  # nothing that a scanner would write
+    if not (affine - np.diag(np.diagonal(affine))).any():  # RAS at the origin: no scanner wrote it
         return _by_metadata(_int16(volume), metadata)
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     affine = affine.copy()

@@ -45,8 +45,10 @@ def find_studies(source: CtrgVolumes, ledger: Ledger) -> list[Study]:
     studies = []
     for folder, slices in folders.items():
         name = f"{NAME}/{folder.relative_to(root).as_posix()}"
+        input_id = pseudonym("volume", name)
+        ledger.declare(input_id)
         candidate = Candidate(
-            pseudonym("volume", name),
+            input_id,
             pseudonym("accession", name),
             tuple(slices),
             partial(read_volume, tuple(slices), source.window_hu, source.crop_fractions),
