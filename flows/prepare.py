@@ -20,6 +20,7 @@ SECTIONS_OF_STAGES = (
     "model.text",
     "pack_volumes",
     "build_manifest",
+    "inspect",
 )
 
 

@@ -248,14 +248,14 @@ def ledger(source: Source = paths.PREPARED) -> None:
 @app.command("inspect")
 def inspect(
     source: Source = paths.PREPARED,
-    out: Out = paths.RUNS / "inspect",
+    out: Out = paths.stage_folder("inspect"),
     params: ParamsFile = paths.PARAMS,
 ) -> None:
-    """Pictures of the prepared data: slices, HU, spacings, sentences, reasons of quarantine."""
+    """Pictures of the prepared data: slices, HU, distributions, what was left out."""
     from mg3d.inspection import inspect as run
 
     tree = load_params(params)
-    for picture in run(source, out, tree.contract, tree.sources):
+    for picture in run(source, out, tree.inspect, tree.contract, tree.sources):
         print(picture)
 
 

@@ -1,4 +1,4 @@
-"""`mg3d inspect`: pictures of what the data stages made, before anyone trains on it."""
+"""STAGE inspect: pictures of what the data stages made, before anyone trains on it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,19 +10,20 @@ from mg3d.data.manifest import COLUMNS, read_table
 from mg3d.data.volumes import apply_window
 from mg3d.figures import inspection as figures
 from mg3d.ledger import read_summaries
-from mg3d.params import Sources, VolumeContract
+from mg3d.params import Inspect, Sources, VolumeContract
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NUM_STUDIES = 12
 HU_EDGES = np.arange(-1100, 3101, 50)
 
 
-def inspect(prepared: Path, out: Path, contract: VolumeContract, sources: Sources) -> list[Path]:
+def inspect(
+    prepared: Path, out: Path, params: Inspect, contract: VolumeContract, sources: Sources
+) -> list[Path]:
     """Draw the stages under ``prepared`` into ``out``; returns the pictures' paths.
 
-    Slices and HU are of `NUM_STUDIES` studies, evenly picked by id; distributions are of all.
+    Slices and HU are of ``num_studies`` studies, evenly picked by id; distributions are of all.
     Raises ValueError if a stage has not run.
     """
     import pandas as pd
@@ -38,15 +39,21 @@ def inspect(prepared: Path, out: Path, contract: VolumeContract, sources: Source
     table = paths.stage_folder("segment_sentences", prepared) / paths.SENTENCE_TABLE
     lengths = pd.read_parquet(table, columns=["text"])["text"].str.split().str.len()
 
-    picked = np.linspace(0, len(manifest) - 1, min(NUM_STUDIES, len(manifest))).round().astype(int)
+    picked = (
+        np.linspace(0, len(manifest) - 1, min(params.num_studies, len(manifest)))
+        .round()
+        .astype(int)
+    )
     studies, counts = [], np.zeros(len(HU_EDGES) - 1)
     for row in manifest.iloc[picked].itertuples():
         hu = np.load(prepared / row.volume, mmap_mode="r", allow_pickle=False)
         counts += np.histogram(hu, HU_EDGES)[0]
         planes = figures.mid_planes(hu)
         windowed = {name: apply_window(p, contract.window_hu) for name, p in planes.items()}
-        native = " x ".join(f"{converted.loc[row.study_id, column]:g}" for column in spacing)
-        title = f"{row.study_id} {row.split}, {native} mm (z, y, x)"
+        native_mm = converted.loc[row.study_id, spacing]
+        native = " x ".join(f"{size:g}" for size in native_mm) + " mm (z, y, x)"
+        known = native if native_mm.notna().all() else "no millimetres known"
+        title = f"{row.study_id} {row.source} {row.split}, {known}"
         studies.append(figures.Study(title, windowed, contract.spacing_mm))
     drawn: dict[str, Any] = {
         "contact_sheet": figures.contact_sheet(studies),
@@ -71,4 +78,4 @@ def _distributions(
     found["extent z / mm"] = converted["spacing_z_mm"] * converted["num_slices"]
     found["sentences per report"] = manifest["num_sentences"]
     found["words per sentence"] = lengths
-    return {name: values.to_numpy(float) for name, values in found.items()}
+    return {name: values.dropna().to_numpy(float) for name, values in found.items()}

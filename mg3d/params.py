@@ -256,6 +256,12 @@ class BuildManifest(Section):
         return self
 
 
+class Inspect(Section):
+    """Pictures of the prepared data."""
+
+    num_studies: int = Field(12, ge=1, description="whose slices are drawn")
+
+
 class VisionEncoder(Section):
     """The 3D Swin of spec/model 2.1 (B: embed_dim 48, L: 96), or a CNN as wide (2.2).
 
@@ -584,6 +590,7 @@ class Params(Section):
     embed_sentences: EmbedSentences
     pack_volumes: PackVolumes
     build_manifest: BuildManifest
+    inspect: Inspect
     model: Model
     objective: Objective
     pretrain: Pretrain

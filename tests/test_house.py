@@ -40,12 +40,13 @@ MAX_TRACKED_BYTES = 1024 * 1024
 
 @cache
 def stage_functions() -> dict[str, tuple[str, ast.FunctionDef]]:
-    """Public function -> (module, definition) over mg3d/data/*.py."""
+    """Public function -> (module, definition) over mg3d/data/*.py and the stage that draws."""
     found: dict[str, tuple[str, ast.FunctionDef]] = {}
-    for file in sorted((ROOT / "mg3d" / "data").glob("*.py")):
+    for file in [*sorted((ROOT / "mg3d" / "data").glob("*.py")), ROOT / "mg3d/inspection.py"]:
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
         for node in ast.parse(file.read_text()).body:
             if isinstance(node, ast.FunctionDef):
-                found[node.name] = (f"mg3d.data.{file.stem}", node)
+                found[node.name] = (module, node)
     return found
 
 
@@ -129,22 +130,25 @@ def test_the_packages_on_a_stages_way_hold_no_code() -> None:
         assert all(isinstance(node, ast.Expr) for node in body), package
 
 
+def written_by(stage: dict[str, Any]) -> list[str]:
+    items = [*stage.get("outs", []), *stage.get("metrics", [])]
+    return [next(iter(item)) if isinstance(item, dict) else item for item in items]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_writes_into_its_own_folder_and_its_ledger_is_a_metric(stage: str) -> None:
-    written = [*STAGES[stage]["outs"], *STAGES[stage]["metrics"]]
-    paths = [next(iter(item)) if isinstance(item, dict) else item for item in written]
+    if "plots" in STAGES[stage]:  # it uses up nothing
+        assert all(path.startswith(f"prepared/{stage}/") for path in STAGES[stage]["plots"])
+        return
+    paths = written_by(STAGES[stage])
     folder = f"prepared/{stage}/" + ("${key}/" if stage in OF_EACH_SOURCE else "")
     assert all(path.startswith(folder) for path in paths)
     assert f"{folder}ledger.json" in str(STAGES[stage]["metrics"])
 
 
 def test_what_a_stage_reads_is_data_or_another_stages_output() -> None:
-    made = {
-        next(iter(item)) if isinstance(item, dict) else item
-        for stage in STAGES.values()
-        for item in [*stage["outs"], *stage["metrics"]]
-    }
-    made |= {f"prepared/{stage}" for stage in OF_EACH_SOURCE}  # those of all sources
+    made = {path for stage in STAGES.values() for path in written_by(stage)}
+    made |= {f"prepared/{stage}" for stage in STAGES}  # all that it wrote
     for name, stage in STAGES.items():
         for dep in stage["deps"]:
             known = dep in made or dep.startswith(("${item.", "mg3d/"))

@@ -1,5 +1,6 @@
 """A tracked pre-training run, and many of them: what `mg3d pretrain`, ablate and scale start."""
 
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +58,9 @@ def pretrain_on_ranks(
         return done
     folder.mkdir(parents=True, exist_ok=True)
     save_params(params, folder / paths.RUN_PARAMS)
+    for picture in sorted(paths.stage_folder("inspect", prepared).glob("*.png")):
+        (folder / paths.FIGURES).mkdir(exist_ok=True)
+        shutil.copy(picture, folder / paths.FIGURES / f"data_{picture.name}")
     command = ["pretrain", str(prepared), "--params", str(folder / paths.RUN_PARAMS)]
     command += ["--resume", str(resume)] if resume else ["--out", str(out)]
     command += ["--force"] if force else []

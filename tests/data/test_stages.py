@@ -27,6 +27,7 @@ from mg3d.params import (
     DicomExport,
     DicomVolumes,
     EmbedSentences,
+    Inspect,
     PackVolumes,
     ReportTable,
     SegmentSentences,
@@ -150,10 +151,11 @@ def test_the_prepared_data_can_be_looked_at(export: Path, tmp_path: Path) -> Non
     from mg3d.inspection import inspect
 
     prepared = tmp_path / "prepared"
+    about = (Inspect(num_studies=3), CONTRACT, Sources(dicom_export=DicomExport()))
     with pytest.raises(ValueError, match=r"no .*manifest.parquet: run `dvc repro`"):
-        inspect(prepared, tmp_path / "out", CONTRACT, Sources(dicom_export=DicomExport()))
+        inspect(prepared, tmp_path / "out", *about)
     run_stages(export, prepared)
-    pictures = inspect(prepared, tmp_path / "out", CONTRACT, Sources(dicom_export=DicomExport()))
+    pictures = inspect(prepared, tmp_path / "out", *about)
     assert [picture.name for picture in pictures] == [
         *("contact_sheet.png", "hu.png", "distributions.png", "quarantine.png")
     ]
