@@ -34,7 +34,6 @@ def test_the_table_by_hand() -> None:
 
 
 def test_its_words_are_of_reasons_and_stages_that_exist() -> None:
-    assert set(MEANINGS) <= {str(reason) for reason in Reason}
-    assert set(ORDER) == set(
-        yaml.safe_load((Path(__file__).parents[1] / "dvc.yaml").read_text())["stages"]
-    )
+    assert set(MEANINGS) == {str(reason) for reason in Reason}
+    stages = yaml.safe_load((Path(__file__).parents[1] / "dvc.yaml").read_text())["stages"]
+    assert set(ORDER) == set(stages) - {"inspect"}  # which only looks
