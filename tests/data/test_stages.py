@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from mg3d.data.conversion import convert_volumes
+from mg3d.data.ct.nifti import write_nifti
 from mg3d.data.embeddings import embed_sentences
 from mg3d.data.manifest import build_manifest
 from mg3d.data.pairs import Pairs
@@ -24,6 +26,12 @@ from mg3d.params import (
     BuildManifest,
     CleanReports,
     ConvertVolumes,
+    CtRate,
+    CtRateReports,
+    CtRateVolumes,
+    CtrgChest,
+    CtrgReports,
+    CtrgVolumes,
     DicomExport,
     DicomVolumes,
     EmbedSentences,
@@ -144,6 +152,84 @@ def test_inputs_are_used_or_quarantined_in_every_stage(export: Path, tmp_path: P
         "The lungs of this one are clear.",
         "Seen with Dr. [NAME].",
         "Normal.",
+    ]
+
+
+def add_public_sets(data: Path) -> Sources:
+    """Two studies of CT-RATE and two of CTRG-Chest beside the export."""
+    text = "The lungs of this one are clear. Normal heart."
+    rng = np.random.default_rng(1)
+    scans = data / "ct_rate/dataset"
+    (scans / "radiology_text_reports").mkdir(parents=True)
+    with (scans / "radiology_text_reports/train_reports.csv").open("w") as file:
+        columns = ["ClinicalInformation_EN", "Technique_EN", "Findings_EN", "Impressions_EN"]
+        rows = csv.writer(file)
+        rows.writerow(["VolumeName", *columns])
+        for number in (1, 2):
+            name = f"train_{number}_a_1.nii.gz"
+            rows.writerow([name, "Not given.", "CT.", f"{text} Number {number}.", "Not given."])
+            hu = rng.choice(np.array([-900, 40], np.int16), (12, 12, 9))
+            write_nifti(hu, np.diag([3.0, 3.0, 3.0, 1.0]), scans / "train_fixed" / name)
+    entries = []
+    for number in (1, 2):
+        folder = data / f"ctrg_chest/Chest/{number}"
+        folder.mkdir(parents=True)
+        for slice_number in range(1, 12):
+            grey = rng.integers(0, 256, (16, 16), np.uint8)
+            Image.fromarray(grey).save(folder / f"{slice_number}.jpg")
+        entries.append({"image_path": f"Chest/{number}", "report": f"{text} Item {number}."})
+    (data / "ctrg_chest/chest_ctrg_jpg.json").write_text(json.dumps(entries))
+    return Sources(
+        dicom_export=DicomExport(
+            volumes=DicomVolumes(path=data / "dicom"),
+            reports=ReportTable(path=data / "reports.csv"),
+        ),
+        ct_rate=CtRate(
+            volumes=CtRateVolumes(path=scans),
+            reports=CtRateReports(path=scans / "radiology_text_reports"),
+        ),
+        ctrg_chest=CtrgChest(
+            volumes=CtrgVolumes(path=data / "ctrg_chest"),
+            reports=CtrgReports(path=data / "ctrg_chest/chest_ctrg_jpg.json"),
+        ),
+    )
+
+
+def test_sources_are_trained_on_together_until_one_is_left_out(
+    export: Path, tmp_path: Path
+) -> None:
+    sources, prepared = add_public_sets(export), tmp_path / "prepared"
+    for name in sources.names:
+        converted, one = prepared / "convert_volumes" / name, ConvertVolumes(num_workers=1)
+        source = sources.named(name)
+        convert_volumes(source.volumes, converted, one)
+        clean_reports(source.reports, prepared / "clean_reports" / name, CleanReports())
+        packed = prepared / "pack_volumes" / name
+        pack_volumes(converted, packed, PackVolumes(num_workers=1), CONTRACT)
+
+    def pairs(used: Sources) -> list[tuple[str, str]]:
+        segment_sentences(
+            prepared / "clean_reports", prepared / "segment_sentences", SegmentSentences(), used
+        )
+        params = BuildManifest(validation_fraction=0.01, test_fraction=0.0)
+        ledger = build_manifest(prepared, prepared / "build_manifest", params, used)
+        summary = ledger.summary()
+        assert summary["inputs"] == summary["used"] + summary["quarantined"]
+        manifest = pd.read_parquet(prepared / "build_manifest/manifest.parquet")
+        texts = {pair.study_id: pair.sentences[-1] for pair in Pairs(prepared, "train", CONTRACT)}
+        return sorted(zip(manifest["source"], manifest["study_id"].map(texts), strict=True))
+
+    assert pairs(sources) == [
+        ("ct_rate", "Number 1."),
+        ("ct_rate", "Number 2."),
+        ("ctrg_chest", "Item 1."),
+        ("ctrg_chest", "Item 2."),
+        ("dicom_export", "Normal."),
+    ]
+    assert pairs(sources.model_copy(update={"ct_rate": None})) == [
+        ("ctrg_chest", "Item 1."),
+        ("ctrg_chest", "Item 2."),
+        ("dicom_export", "Normal."),
     ]
 
 
