@@ -65,6 +65,8 @@ class WriteCohort(Section):
     num_patients: int = Field(ge=4)
     num_downstream_cases: int = Field(ge=8, description="cases of each downstream data set")
     num_retrieval_cases: int = Field(60, ge=8, description="scans in the gallery of CT-RATE")
+    num_ct_rate_scans: int = Field(24, ge=0, description="good ones for pre-training; 0: none")
+    num_ctrg_studies: int = Field(16, ge=0, description="good ones for pre-training; 0: none")
     shape_voxels: tuple[int, int, int] = (48, 96, 96)
     num_workers: int = Field(2, ge=1)
 

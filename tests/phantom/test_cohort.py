@@ -16,7 +16,7 @@ def parts(cohort: Path) -> dict[str, str]:
     tasks = sorted((cohort / "downstream").iterdir())
     return {
         folder.relative_to(cohort).as_posix(): digest(folder)
-        for folder in (cohort / "dicom", *tasks)
+        for folder in (cohort / "dicom", cohort / "ct_rate", cohort / "ctrg_chest", *tasks)
     } | {"all": digest(cohort)}
 
 
@@ -44,6 +44,8 @@ SMALL = WriteCohort(
     num_patients=4,
     num_downstream_cases=8,
     num_retrieval_cases=8,
+    num_ct_rate_scans=1,
+    num_ctrg_studies=1,
     shape_voxels=(16, 16, 16),
     num_workers=1,
 )
@@ -54,7 +56,7 @@ def test_seed_changes_everything(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_cohort(tmp_path / str(seed), SMALL.model_copy(update={"seed": seed}))
         digests |= set(parts(tmp_path / str(seed)).values())
-    assert len(digests) == 12
+    assert len(digests) == 16
 
 
 def test_refuses_what_it_did_not_write(tmp_path: Path) -> None:
@@ -105,4 +107,4 @@ def test_an_interrupted_run_leaves_nothing_and_is_redone(
 
 def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_cohort(tmp_path / "data", SMALL)
-    assert "write_cohort: cases: 60/60" in capsys.readouterr().err
+    assert "write_cohort: cases: 76/76" in capsys.readouterr().err
