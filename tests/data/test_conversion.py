@@ -1,9 +1,5 @@
 """convert_volumes: what was done is not done again, and a kill leaves no trace."""
 
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +7,7 @@ import numpy as np
 import pytest
 
 from data.converters import convert_dicom, reasons
+from data.killing import kill_stage
 from mg3d.params import ConvertVolumes, DicomVolumes
 
 PARAMS = DicomVolumes(min_slices=4)
@@ -42,16 +39,8 @@ def test_killed_and_started_again_converts_the_remainder_only(
         ids = {"uid": f"2.{number}.1", "study": f"2.{number}", "patient": f"P{number}"}
         write_series(dicom / f"{number}", hu=hu, **ids)
     write_series(dicom / "few", uid="3.1", study="3", patient="P3", hu=hu[:4])
-    command = [sys.executable, "-c", CONVERT, str(dicom), str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(list(out.glob("nifti/study*.json"))) < 4:
-        assert process.poll() is None, "ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    time.sleep(0.5)  # workers end with their parent
+    arguments = [str(dicom), str(out)]
+    kill_stage(CONVERT, arguments, lambda: len(list(out.glob("nifti/study*.json"))), at_least=4)
     done = {name: at for name, at in times(out).items() if name.endswith(".json")}
     assert 4 <= len(done) < 25
 

@@ -1,18 +1,14 @@
 """pack_volumes: the window, every bad input in the ledger, kill and resume."""
 
 import hashlib
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 
+from data.killing import kill_stage
 from mg3d.data.ct.nifti import write_nifti
 from mg3d.data.volumes import apply_window, pack_volumes
 from mg3d.params import PackVolumes, VolumeContract
@@ -136,19 +132,8 @@ def test_killed_and_started_again_packs_the_remainder_only(tmp_path: Path) -> No
     names.append("flat")
     write_manifest(tmp_path / "in", {n: f"{n}.nii.gz" for n in names})
     out = tmp_path / "out"
-    command = [sys.executable, "-c", PACK, str(tmp_path / "in"), str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(list(out.glob("volumes/study*.npy"))) < 4:
-        assert process.poll() is None, "ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    gone, alive = psutil.wait_procs(workers, timeout=30)
-    assert alive == [], "workers outlive a killed stage"
-    assert len(gone) >= 2
+    arguments = [str(tmp_path / "in"), str(out)]
+    kill_stage(PACK, arguments, lambda: len(list(out.glob("volumes/study*.npy"))), at_least=4)
     done = {path: path.stat().st_mtime_ns for path in out.glob("volumes/study*.npy")}
     assert 4 <= len(done) < 24
     (out / "volumes/.study-99.npy.x1y2.npy").touch()  # killed while it was writing
