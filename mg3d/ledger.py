@@ -282,10 +282,29 @@ def is_plain(texts: "pa.Array") -> bool:
     """Whether JSON writes these texts as they are: printable ASCII, no quote or backslash."""
     if not len(texts):
         return True
-    content, _ = text_bytes(texts)
-    found = np.flatnonzero(np.bincount(content, minlength=256))
-    special = [ord('"'), ord("\\")]
-    return bool(np.all((found >= 0x20) & (found < 0x80)) and not np.isin(found, special).any())
+    plain = np.zeros(256, bool)
+    plain[0x20:0x80] = True
+    plain[[ord('"'), ord("\\")]] = False
+    return bool(plain[text_bytes(texts)[0]].all())
+
+
+def text_words(texts: "pa.Array") -> list[np.ndarray]:
+    """Numbers (N,) uint64 that compare, the first first, as the texts of a large_string column do.
+
+    Eight bytes make a number; those that all texts share are left out; the length comes last.
+    """
+    content, starts = text_bytes(texts)
+    lengths = np.diff(starts)
+    width = int(lengths.max())
+    if (lengths == width).all():
+        letters = content.reshape(len(texts), width)
+    else:
+        letters = np.zeros((len(texts), width), np.uint8)
+        letters[np.arange(width) < lengths[:, None]] = content
+    letters = letters[:, (letters != letters[0]).any(axis=0)]
+    padded = np.zeros((len(texts), -(-max(1, letters.shape[1]) // 8) * 8), np.uint8)
+    padded[:, : letters.shape[1]] = letters
+    return [*padded.view(">u8").astype(np.uint64).T, lengths.astype(np.uint64)]
 
 
 def order_of(texts: "pa.Array") -> np.ndarray:
@@ -298,20 +317,9 @@ def order_of(texts: "pa.Array") -> np.ndarray:
 
     if not len(texts):
         return np.zeros(0, np.int64)
-    content, starts = text_bytes(texts)
-    lengths = np.diff(starts)
-    width = int(lengths.max())
-    if width > _WIDTH:
+    if np.diff(text_bytes(texts)[1]).max() > _WIDTH:
         return pc.sort_indices(texts).to_numpy().astype(np.int64)
-    letters = np.zeros((len(texts), width), np.uint8)
-    if (lengths == width).all():
-        letters[:] = content.reshape(len(texts), width)
-    else:
-        letters[np.arange(width) < lengths[:, None]] = content
-    letters = letters[:, (letters != letters[0]).any(axis=0)]
-    padded = np.zeros((len(texts), -(-max(1, letters.shape[1]) // 8) * 8), np.uint8)
-    padded[:, : letters.shape[1]] = letters
-    words = [*padded.view(">u8").astype(np.uint64).T, lengths]  # "a" before "a\0"
+    words = text_words(texts)  # the length makes "a" smaller than "a\0"
     order = np.argsort(words[0], kind="stable")
     first = words[0][order]
     same = np.r_[False, first[1:] == first[:-1], False]
@@ -319,6 +327,20 @@ def order_of(texts: "pa.Array") -> np.ndarray:
     members = order[tied]
     order[tied] = members[np.lexsort([word[members] for word in reversed(words)])]
     return order
+
+
+def are_distinct(texts: "pa.Array") -> bool:
+    """Whether no text of a large_string column is there twice."""
+    import pyarrow.compute as pc
+
+    if len(texts) and np.diff(text_bytes(texts)[1]).max() <= _WIDTH:
+        keys = np.zeros(len(texts), np.uint64)
+        for word in text_words(texts):
+            keys = (keys ^ (keys >> np.uint64(29)) ^ word) * np.uint64(0x9E3779B97F4A7C15)
+        keys.sort()
+        if (keys[1:] != keys[:-1]).all():  # otherwise two texts may differ all the same
+            return True
+    return bool(pc.count_distinct(texts).as_py() == len(texts))
 
 
 _WIDTH = 64  # bytes of a text; of longer ones the table of letters would be large

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mg3d.ledger import Ledger, Reason, is_plain, order_of, read_summaries
+from mg3d.ledger import Ledger, Reason, are_distinct, is_plain, order_of, read_summaries
 
 FATES = st.none() | st.sampled_from(list(Reason))
 
@@ -189,5 +189,6 @@ def test_texts_are_ordered_as_python_sorts_them(texts: list[str]) -> None:
     column = pa.array(texts, pa.large_string())
     assert [texts[place] for place in order_of(column)] == sorted(texts)
     assert is_plain(column) == all(json.dumps(text) == f'"{text}"' for text in texts)
+    assert are_distinct(column) == (len(set(texts)) == len(texts))
     part = column.slice(1)
     assert part.take(pa.array(order_of(part))).to_pylist() == sorted(texts[1:])
