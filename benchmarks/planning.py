@@ -8,8 +8,9 @@ packed; importing pandas is not counted:
 - *dedupe*: `text_group` of every report, from its text (part of `clean_reports`)
 - *plan*: `build_manifest`: tables read and checked, studies and reports joined, splits, shards,
   schema, ledger; manifest, splits and ledger written
-- *1 %*: a hundredth of the studies is new. The dedupe reads the new texts only, for a report's
-  group depends on nothing but its text; `build_manifest` runs as a whole: no cache, no state.
+- *1 %*: a hundredth of the studies changes: a third of them is new, a third has another volume and
+  a third has gone. The dedupe reads the new texts only, for a report's group depends on nothing
+  but its text; `build_manifest` runs as a whole: no cache, no state.
 """
 
 import json
@@ -28,7 +29,7 @@ import pyarrow.parquet as pq
 from mg3d import paths
 from mg3d.data.manifest import build_manifest
 from mg3d.data.reports import text_group
-from mg3d.params import BuildManifest
+from mg3d.params import BuildManifest, DicomExport, Sources
 
 SIZES = [1_000, 10_000, 100_000, 1_000_000]
 WORDS = str.split(
@@ -37,6 +38,13 @@ WORDS = str.split(
 )
 NUM_WORDS = 90  # about 550 characters a report
 ROWS = 20_000
+SOURCE = "dicom_export"
+SOURCES = Sources(dicom_export=DicomExport())
+TABLES = [
+    f"convert_volumes/{SOURCE}/{paths.MANIFEST}",
+    f"pack_volumes/{SOURCE}/{paths.MANIFEST}",
+    f"segment_sentences/{paths.REPORT_TABLE}",
+]
 
 
 def ids(kind: str, numbers: np.ndarray) -> list[str]:
@@ -51,19 +59,17 @@ def write_tables(root: Path, num: int, first: int = 0) -> None:
     converted = pd.DataFrame({"study_id": study_ids, "patient_id": ids("patient", numbers // 2)})
     converted["accession_id"], converted["num_slices"] = accessions, 300
     packed = pd.DataFrame({"study_id": study_ids, "volume": [f"{name}.npy" for name in study_ids]})
-    packed["volume_sha256"], packed["contract_digest"] = "f" * 64, "c" * 16
+    digits = np.random.default_rng(first).bytes(32 * num).hex()
+    packed["volume_sha256"] = [digits[64 * i : 64 * i + 64] for i in range(num)]
+    packed["contract_digest"] = "c" * 16
     has_report = numbers % 50 != 0
     report_ids = pd.Series(ids("report", numbers))[has_report]
     reports = pd.DataFrame({"report_id": report_ids})
     reports["accession_id"] = pd.Series(accessions)[has_report]
     reports["num_sentences"], reports["num_dropped"] = 12, 0
-    for stage, table, name in (
-        ("convert_dicom", converted, paths.MANIFEST),
-        ("pack_volumes", packed, paths.MANIFEST),
-        ("segment_sentences", reports, paths.REPORT_TABLE),
-    ):
-        (root / stage).mkdir(parents=True, exist_ok=True)
-        table.to_parquet(root / stage / name, index=False)
+    for name, table in zip(TABLES, (converted, packed, reports), strict=True):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        table.to_parquet(root / name, index=False)
     with pq.ParquetWriter(root / "texts.parquet", pa.schema([("text", "string")])) as writer:
         for start in range(0, len(reports), ROWS):
             num_rows = min(ROWS, len(reports) - start)
@@ -88,7 +94,7 @@ def measured(step: str, root: Path) -> None:
             root / "groups.parquet"
         )
     else:
-        build_manifest(root, root / "build_manifest", BuildManifest())
+        build_manifest(root, root / "build_manifest", BuildManifest(), SOURCES)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps([time.perf_counter() - start, time.process_time() - cpu, peak]))
 
@@ -105,10 +111,14 @@ def add_groups(root: Path, groups: pd.Series) -> None:
     pd.read_parquet(table).assign(text_group=groups.to_numpy()).to_parquet(table, index=False)
 
 
-def append(root: Path, more: Path) -> None:
-    for name in ("convert_dicom/manifest", "pack_volumes/manifest", "segment_sentences/reports"):
-        tables = [pd.read_parquet(folder / f"{name}.parquet") for folder in (root, more)]
-        pd.concat(tables).to_parquet(root / f"{name}.parquet", index=False)
+def change(root: Path, more: Path, num: int) -> None:
+    """Append the studies of ``more``; the first ``num`` vanish, the next have another volume."""
+    for place, name in enumerate(TABLES):
+        table, new = (pd.read_parquet(folder / name) for folder in (root, more))
+        table = table.iloc[num:].reset_index(drop=True)
+        if place == 1:
+            table.loc[: num - 1, "volume_sha256"] = "0" * 64
+        pd.concat([table, new]).to_parquet(root / name, index=False)
 
 
 def main(sizes: list[int]) -> None:
@@ -117,14 +127,15 @@ def main(sizes: list[int]) -> None:
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             root, more = Path(folder) / "all", Path(folder) / "more"
-            for where, num, first in ((root, size, 0), (more, size // 100, size)):
+            num_new = max(1, size // 300)
+            for where, num, first in ((root, size, 0), (more, num_new, size)):
                 write_tables(where, num, first)
             grouped = run("dedupe", root)
             add_groups(root, pd.read_parquet(root / "groups.parquet")["text_group"])
             planned = run("plan", root)
             regrouped = run("dedupe", more)
             add_groups(more, pd.read_parquet(more / "groups.parquet")["text_group"])
-            append(root, more)
+            change(root, more, num_new)
             replanned = run("plan", root)
         first, again = (grouped, planned), (regrouped, replanned)
         print(

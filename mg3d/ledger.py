@@ -7,12 +7,18 @@ closing with an unsettled input is a bug of ours and raises. Input ids must not 
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from mg3d import paths
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class Reason(StrEnum):
@@ -100,7 +106,8 @@ class Ledger:
 
     ``unit`` names what is counted ("series", "report", "volume", "sample"). Inputs may be settled
     in any order; :meth:`write` sorts by id so that the files are reproducible. A million inputs
-    take about 0.2 GB: one dictionary entry each, and one `Fate` for all that share one.
+    take about 0.2 GB: one dictionary entry each, and one `Fate` for all that share one. A stage
+    whose inputs are columns settles them as columns (:meth:`settle_column`), without a dictionary.
     """
 
     def __init__(self, stage: str, unit: str, inputs: Iterable[str] = ()) -> None:
@@ -109,6 +116,7 @@ class Ledger:
         self._fate_of: dict[str, int] = {}  # place in _fates, or _UNSETTLED
         self._fates: dict[Fate, int] = {}
         self._counts: dict[str, int] = {}
+        self._columns: list[tuple[pa.Array, np.ndarray]] = []  # ids, places in _fates
         self.declare_all(inputs)
 
     def declare_all(self, input_ids: Iterable[str]) -> None:
@@ -143,6 +151,19 @@ class Ledger:
         """Settle many inputs as left out for one reason."""
         self._settle(list(input_ids), Fate(reason, detail, 1))
 
+    def settle_column(
+        self, input_ids: "pa.Array", fates: Sequence[tuple[Reason | None, str]], of: np.ndarray
+    ) -> None:
+        """Declare and settle a column of inputs: the i-th has the reason, detail ``fates[of[i]]``.
+
+        An id that is there twice raises AssertionError when the ledger is written.
+        """
+        import pyarrow as pa
+
+        assert len(input_ids) == len(of), f"ledger {self.stage}: {len(input_ids)} ids, {len(of)}"
+        places = [self._fates.setdefault(Fate(*fate, count=1), len(self._fates)) for fate in fates]
+        self._columns.append((input_ids.cast(pa.large_string()), np.array(places, np.int32)[of]))
+
     def count(self, name: str, number: int) -> None:
         """Note a number beside the conservation, e.g. how many texts are distinct."""
         assert name not in self._counts, f"ledger {self.stage}: {name} counted twice"
@@ -158,12 +179,33 @@ class Ledger:
                     raise AssertionError(f"ledger {self.stage}: {input_id} {problem}")
         fate_of.update(new)
 
+    def _settled(self) -> tuple["pa.Array", np.ndarray]:
+        """All ids, sorted, and the place of each one's fate in ``_fates``, or `_UNSETTLED`."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        single = pa.array(self._fate_of, pa.large_string())
+        fates = np.fromiter(self._fate_of.values(), np.int32, len(self._fate_of))
+        columns = [(single, fates), *self._columns]
+        ids = pa.concat_arrays([column for column, _ in columns])
+        order = order_of(ids)
+        ids = ids.take(pa.array(order))
+        again = pc.equal(ids[1:], ids[:-1])
+        if pc.any(again).as_py():
+            input_id = ids[pc.index(again, True).as_py()]
+            raise AssertionError(f"ledger {self.stage}: {input_id} declared twice")
+        return ids, np.concatenate([places for _, places in columns])[order]
+
     @property
     def entries(self) -> list[Entry]:
         """Settled inputs, sorted by id."""
-        settled = sorted(item for item in self._fate_of.items() if item[1] != _UNSETTLED)
+        ids, places = self._settled()
         fates = list(self._fates)
-        return [Entry(key, fates[n].reason, fates[n].detail, fates[n].count) for key, n in settled]
+        return [
+            Entry(key, fates[n].reason, fates[n].detail, fates[n].count)
+            for key, n in zip(ids.to_pylist(), places.tolist(), strict=True)
+            if n != _UNSETTLED
+        ]
 
     def summary(self) -> dict[str, object]:
         """``{stage, unit, inputs, used, quarantined, reasons}``; checks conservation.
@@ -171,6 +213,8 @@ class Ledger:
         ``counts`` too if there are any.
         """
         numbers = Counter(self._fate_of.values())
+        for _, places in self._columns:
+            numbers.update(dict(enumerate(np.bincount(places).tolist())))
         if numbers[_UNSETTLED]:
             missing = sorted(key for key, place in self._fate_of.items() if place == _UNSETTLED)
             raise AssertionError(f"ledger {self.stage}: unsettled inputs {missing[:5]}")
@@ -178,12 +222,12 @@ class Ledger:
         for fate, place in self._fates.items():
             if fate.reason is not None and numbers[place]:
                 reasons[str(fate.reason)] += numbers[place]
-        quarantined = reasons.total()
+        quarantined, inputs = reasons.total(), numbers.total()
         summary: dict[str, object] = {
             "stage": self.stage,
             "unit": self.unit,
-            "inputs": len(self._fate_of),
-            "used": len(self._fate_of) - quarantined,
+            "inputs": inputs,
+            "used": inputs - quarantined,
             "quarantined": quarantined,
             "reasons": dict(sorted(reasons.items())),
         }
@@ -192,28 +236,114 @@ class Ledger:
     def write(self, folder: Path) -> None:
         """Write ``ledger.json`` (the summary, a DVC metric) and ``ledger.jsonl`` (the entries)."""
         summary = self.summary()
+        ids, places = self._settled()
         with (
             paths.atomic_write(folder / paths.LEDGER_ENTRIES) as temporary,
-            temporary.open("w") as file,
+            temporary.open("wb") as file,
         ):
-            file.writelines(self._lines())
+            file.writelines(self._lines(ids, places))
         with paths.atomic_write(folder / paths.LEDGER_SUMMARY) as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n")
 
-    def _lines(self) -> Iterator[str]:
+    def _lines(self, ids: "pa.Array", places: np.ndarray) -> Iterator[memoryview]:
         """Each entry as JSON with sorted keys; what a fate's lines share is formatted once."""
-        ids = sorted(self._fate_of)
-        places = [self._fate_of[input_id] for input_id in ids]
-        together = "".join(ids)
-        if not together.isascii() or not together.isprintable() or {'"', "\\"} & set(together):
-            ids = [json.dumps(input_id)[1:-1] for input_id in ids]
-        around = []
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if not is_plain(ids):
+            quoted = [json.dumps(input_id)[1:-1] for input_id in ids.to_pylist()]
+            ids = pa.array(quoted, pa.large_string())
+        heads, tails = [], []
         for fate in self._fates:
             head = json.dumps({"count": fate.count, "detail": fate.detail})[:-1]
-            around.append((f'{head}, "input_id": "', f'", "reason": {json.dumps(fate.reason)}}}\n'))
-        for quoted, place in zip(ids, places, strict=True):
-            before, after = around[place]
-            yield before + quoted + after
+            heads.append(f'{head}, "input_id": "')
+            tails.append(f'", "reason": {json.dumps(fate.reason)}}}\n')
+        before, after = pa.array(heads, pa.large_string()), pa.array(tails, pa.large_string())
+        nothing = pa.scalar("", pa.large_string())
+        for start in range(0, len(ids), _LINES):
+            of = pa.array(places[start : start + _LINES])
+            part = ids.slice(start, _LINES)
+            lines = pc.binary_join_element_wise(before.take(of), part, after.take(of), nothing)
+            yield text_bytes(lines)[0].data
+
+
+_LINES = 20_000  # formatted at once
+
+
+def text_bytes(texts: "pa.Array") -> tuple[np.ndarray, np.ndarray]:
+    """UTF-8 bytes of a large_string column, uint8, and the N + 1 places where texts begin."""
+    _, offsets, data = texts.buffers()
+    starts = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    content = np.frombuffer(data or b"", np.uint8)[starts[0] : starts[-1]]
+    return content, starts - starts[0]
+
+
+def is_plain(texts: "pa.Array") -> bool:
+    """Whether JSON writes these texts as they are: printable ASCII, no quote or backslash."""
+    if not len(texts):
+        return True
+    plain = np.zeros(256, bool)
+    plain[0x20:0x80] = True
+    plain[[ord('"'), ord("\\")]] = False
+    return bool(plain[text_bytes(texts)[0]].all())
+
+
+def text_words(texts: "pa.Array") -> list[np.ndarray]:
+    """Numbers (N,) uint64 that compare, the first first, as the texts of a large_string column do.
+
+    Eight bytes make a number; those that all texts share are left out; the length comes last.
+    """
+    content, starts = text_bytes(texts)
+    lengths = np.diff(starts)
+    width = int(lengths.max())
+    if (lengths == width).all():
+        letters = content.reshape(len(texts), width)
+    else:
+        letters = np.zeros((len(texts), width), np.uint8)
+        letters[np.arange(width) < lengths[:, None]] = content
+    letters = letters[:, (letters != letters[0]).any(axis=0)]
+    padded = np.zeros((len(texts), -(-max(1, letters.shape[1]) // 8) * 8), np.uint8)
+    padded[:, : letters.shape[1]] = letters
+    return [*padded.view(">u8").astype(np.uint64).T, lengths.astype(np.uint64)]
+
+
+def order_of(texts: "pa.Array") -> np.ndarray:
+    """Places of a large_string column's texts in the order of their code points, like ``sorted``.
+
+    Several times faster than sorting strings: eight bytes are compared as one number, after those
+    that all texts share, and only texts that still tie are looked at again.
+    """
+    import pyarrow.compute as pc
+
+    if not len(texts):
+        return np.zeros(0, np.int64)
+    if np.diff(text_bytes(texts)[1]).max() > _WIDTH:
+        return pc.sort_indices(texts).to_numpy().astype(np.int64)
+    words = text_words(texts)  # the length makes "a" smaller than "a\0"
+    order = np.argsort(words[0], kind="stable")
+    first = words[0][order]
+    same = np.r_[False, first[1:] == first[:-1], False]
+    tied = np.flatnonzero(same[1:] | same[:-1])
+    members = order[tied]
+    order[tied] = members[np.lexsort([word[members] for word in reversed(words)])]
+    return order
+
+
+def are_distinct(texts: "pa.Array") -> bool:
+    """Whether no text of a large_string column is there twice."""
+    import pyarrow.compute as pc
+
+    if len(texts) and np.diff(text_bytes(texts)[1]).max() <= _WIDTH:
+        keys = np.zeros(len(texts), np.uint64)
+        for word in text_words(texts):
+            keys = (keys ^ (keys >> np.uint64(29)) ^ word) * np.uint64(0x9E3779B97F4A7C15)
+        keys.sort()
+        if (keys[1:] != keys[:-1]).all():  # otherwise two texts may differ all the same
+            return True
+    return bool(pc.count_distinct(texts).as_py() == len(texts))
+
+
+_WIDTH = 64  # bytes of a text; of longer ones the table of letters would be large
 
 
 def read_summaries(prepared: Path) -> list[dict[str, object]]:

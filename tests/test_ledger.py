@@ -4,11 +4,13 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mg3d.ledger import Ledger, Reason, read_summaries
+from mg3d.ledger import Ledger, Reason, are_distinct, is_plain, order_of, read_summaries
 
 FATES = st.none() | st.sampled_from(list(Reason))
 
@@ -153,3 +155,40 @@ def test_summaries_are_read_back(tmp_path: Path) -> None:
 def test_no_ledger_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run `dvc repro` first"):
         read_summaries(tmp_path)
+
+
+def test_a_column_is_as_one_by_one(tmp_path: Path) -> None:
+    ids = ["plain", 'quo"ted', "b", "ümlaut", "a"]
+    fates = [(None, ""), (Reason.NOT_CT, "why")]
+    column, single = Ledger("s", "series", ["z"]), Ledger("s", "series", ["z", *ids])
+    column.settle_column(pa.array(ids), fates, np.array([0, 1, 0, 1, 1]))
+    single.use_all(["plain", "b"])
+    single.quarantine_all(['quo"ted', "ümlaut", "a"], *fates[1])
+    with pytest.raises(AssertionError, match="s: unsettled inputs"):
+        column.summary()
+    for name, ledger in (("one", column), ("two", single)):
+        ledger.use("z")
+        ledger.write(tmp_path / name)
+    assert column.summary() == single.summary()
+    assert column.entries == single.entries
+    for name in ("ledger.json", "ledger.jsonl"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_column_with_an_id_that_is_there_already_is_not_written(tmp_path: Path) -> None:
+    ledger = Ledger("s", "series", ["b"])
+    ledger.use("b")
+    ledger.settle_column(pa.array(["a", "b"]), [(None, "")], np.zeros(2, int))
+    with pytest.raises(AssertionError, match="s: b declared twice"):
+        ledger.write(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@given(st.lists(st.one_of(st.text(max_size=20), st.text("ab\0", max_size=70)), max_size=30))
+def test_texts_are_ordered_as_python_sorts_them(texts: list[str]) -> None:
+    column = pa.array(texts, pa.large_string())
+    assert [texts[place] for place in order_of(column)] == sorted(texts)
+    assert is_plain(column) == all(json.dumps(text) == f'"{text}"' for text in texts)
+    assert are_distinct(column) == (len(set(texts)) == len(texts))
+    part = column.slice(1)
+    assert part.take(pa.array(order_of(part))).to_pylist() == sorted(texts[1:])

@@ -18,12 +18,13 @@ import numpy as np
 
 from mg3d import paths
 from mg3d.data.planning import SPLITS, assign_shards, assign_splits, hash_keys
-from mg3d.data.schema import Column, check_table
-from mg3d.ledger import Ledger, Reason
+from mg3d.data.schema import Column, check_table, text_column
+from mg3d.ledger import Ledger, Reason, is_plain, order_of
 from mg3d.params import BuildManifest, Sources
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 SHA256, DIGEST = "[0-9a-f]{64}", "[0-9a-f]{16}"
 COLUMNS = [
@@ -43,8 +44,25 @@ COLUMNS = [
 
 def split_hash(splits: dict[str, list[str]]) -> str:
     """SHA-256 of the study ids of each split, order of ids within a split aside."""
-    canonical = {name: sorted(splits[name]) for name in SPLITS}
-    return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()
+    return _hash({name: json.dumps(sorted(splits[name])) for name in SPLITS})
+
+
+def _hash(lists: dict[str, str]) -> str:
+    """SHA-256 of JSON lists of sorted ids, as one object with sorted keys."""
+    canonical = ", ".join(f'"{name}": {lists[name]}' for name in sorted(SPLITS))
+    return hashlib.sha256(f"{{{canonical}}}".encode()).hexdigest()
+
+
+def json_list(texts: "pa.Array") -> str:
+    """``json.dumps`` of a large_string column, without an object for each text."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not len(texts) or not is_plain(texts):
+        return json.dumps(texts.to_pylist())
+    whole = pa.LargeListArray.from_arrays(pa.array([0, len(texts)], pa.int64()), texts)
+    joined = pc.binary_join(whole, pa.scalar('", "', pa.large_string()))
+    return f'["{joined[0]}"]'
 
 
 def read_table(path: Path, columns: Sequence[Column | str], key: str) -> "pd.DataFrame":
@@ -78,6 +96,8 @@ def read_tables(
         read_table(folder / name / paths.MANIFEST, columns, "study_id").assign(source=name)
         for name in sources.names
     ]
+    if len(tables) == 1:
+        return tables[0]
     united = pd.concat(tables, ignore_index=True)
     check_table(united, (), "study_id", f"the sources' manifests of {stage}")
     return united
@@ -90,6 +110,8 @@ def build_manifest(source: Path, out: Path, params: BuildManifest, sources: Sour
     ``source``. Returns the ledger, also written to ``out``. Raises ValueError if a table is absent
     or malformed, or no pair is left for training.
     """
+    import pyarrow as pa
+
     of_study = ("study_id", "patient_id", "accession_id", "num_slices")
     converted = read_tables("convert_volumes", source, sources, of_study)
     of_volume = ("study_id", "volume", "volume_sha256", "contract_digest")
@@ -102,14 +124,15 @@ def build_manifest(source: Path, out: Path, params: BuildManifest, sources: Sour
     check_table(reports, (), "accession_id", "segment_sentences' reports")
     if packed["contract_digest"].nunique() > 1:
         raise ValueError("volumes of two contracts in pack_volumes: run `dvc repro --force`")
-    studies = packed.merge(
-        converted[list(of_study)], on="study_id", how="left", validate="one_to_one"
-    )
-    check_table(studies, ("patient_id", "accession_id"), "study_id", "pack_volumes' manifest")
-    studies = studies.sort_values("study_id", ignore_index=True)
+    if packed["study_id"].equals(converted["study_id"]):  # the usual case, and a fast one
+        studies = packed.assign(**{name: converted[name] for name in of_study})
+    else:
+        studies = packed.merge(
+            converted[list(of_study)], on="study_id", how="left", validate="one_to_one"
+        )
+        check_table(studies, ("patient_id", "accession_id"), "study_id", "pack_volumes' manifest")
 
-    inputs = [*reports["report_id"].tolist(), *studies["study_id"].tolist()]
-    ledger = Ledger("build_manifest", "study or report", inputs)
+    ledger = Ledger("build_manifest", "study or report")
     manifest = plan(join(studies, reports, ledger), params)
     folder = paths.stage_folder("pack_volumes", Path()).as_posix()
     manifest["volume"] = (
@@ -126,25 +149,30 @@ def build_manifest(source: Path, out: Path, params: BuildManifest, sources: Sour
     for split in SPLITS:
         ledger.count(f"pairs_in_{split}", int((manifest["split"] == split).sum()))
 
-    splits = {name: manifest.loc[manifest["split"] == name, "study_id"].tolist() for name in SPLITS}
+    ids = text_column(manifest, "study_id")
+    splits = {name: ids.filter(pa.array(manifest["split"] == name)) for name in SPLITS}
     with paths.atomic_write(out / paths.MANIFEST) as temporary:
         manifest.to_parquet(temporary, index=False)
     with paths.atomic_write(out / paths.SPLITS) as temporary:
-        lines = {**splits, "hash": split_hash(splits)}.items()  # one line each: indent is slow
-        text = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in lines)
-        temporary.write_text(f"{{\n{text}\n}}\n")
+        lists = {name: json_list(splits[name]) for name in SPLITS}
+        text = "".join(f' "{name}": {lists[name]},\n' for name in SPLITS)
+        temporary.write_text(f'{{\n{text} "hash": "{_hash(lists)}"\n}}\n')
     ledger.write(out)
-    if not splits["train"]:
+    if not len(splits["train"]):
         raise ValueError(f"no pair left for training: {ledger.summary()}")
     return ledger
 
 
 def join(studies: "pd.DataFrame", reports: "pd.DataFrame", ledger: Ledger) -> "pd.DataFrame":
-    """Pairs of a study and a report, one per accession number; settles both in ``ledger``."""
+    """Pairs of a study and a report, one per accession number, sorted by study.
+
+    Declares all studies and reports in ``ledger`` and settles them.
+    """
     import pandas as pd
 
-    best = studies["num_slices"].to_numpy()
-    order = np.argsort(-best, kind="stable")  # studies come sorted by id
+    ids = text_column(studies, "study_id")
+    by_id = order_of(ids)
+    order = by_id[np.argsort(-studies["num_slices"].to_numpy()[by_id], kind="stable")]
     # Accession numbers as integers, the studies' first.
     both = pd.concat([studies["accession_id"], reports["accession_id"]], ignore_index=True)
     codes, numbers = pd.factorize(both)
@@ -152,35 +180,36 @@ def join(studies: "pd.DataFrame", reports: "pd.DataFrame", ledger: Ledger) -> "p
     report_at = np.full(len(numbers), -1)
     report_at[of_report] = np.arange(len(reports))
 
-    chosen = np.zeros(len(studies), bool)
-    chosen[order[np.unique(of_study[order], return_index=True)[1]]] = True
+    first = np.full(len(numbers), -1)
+    first[of_study[order[::-1]]] = order[::-1]  # the last to be written is the best
+    chosen = first[of_study] == np.arange(len(studies))
     patients, _ = pd.factorize(studies["patient_id"])
-    num_patients = np.zeros(len(numbers), int)
-    pairs = np.unique(of_study.astype(np.int64) * (len(studies) + 1) + patients)
-    np.add.at(num_patients, pairs // (len(studies) + 1), 1)
-    shared = num_patients > 1
+    num_studies = np.bincount(of_study, minlength=len(numbers))
+    patient_of = np.full(len(numbers), -1)
+    patient_of[of_study] = patients
+    shared = np.zeros(len(numbers), bool)
+    shared[of_study[patient_of[of_study] != patients]] = True
 
-    ids = np.array(studies["study_id"].tolist(), object)
-    no_report, is_shared = report_at[of_study] < 0, shared[of_study]
     blank = (studies["accession_id"] == "").to_numpy(bool)
-    none, mixed = Reason.STUDY_WITHOUT_REPORT, Reason.MIXED_PATIENTS
-    ledger.quarantine_all(ids[no_report & ~blank], none)
-    ledger.quarantine_all(ids[no_report & blank], none, "no accession number")
-    ledger.quarantine_all(ids[~no_report & is_shared], mixed, "accession of two patients")
-    ledger.quarantine_all(
-        ids[~no_report & ~is_shared & ~chosen], Reason.NOT_CHOSEN, "accession of two studies"
-    )
-    paired = ~no_report & ~is_shared & chosen
-    ledger.use_all(ids[paired])
+    no_report, is_shared = report_at[of_study] < 0, shared[of_study]
+    fates: list[tuple[Reason | None, str]] = [
+        (None, ""),
+        (Reason.STUDY_WITHOUT_REPORT, ""),
+        (Reason.STUDY_WITHOUT_REPORT, "no accession number"),
+        (Reason.MIXED_PATIENTS, "accession of two patients"),
+        (Reason.NOT_CHOSEN, "accession of two studies"),
+        (Reason.REPORT_WITHOUT_STUDY, ""),
+    ]
+    fate = np.select([no_report & ~blank, no_report, is_shared, ~chosen], [1, 2, 3, 4], 0)
+    ledger.settle_column(ids, fates, fate)
+    of_reports = np.select([shared[of_report], num_studies[of_report] == 0], [3, 5], 0)
+    ledger.settle_column(text_column(reports, "report_id"), fates, of_reports)
 
-    report_ids = np.array(reports["report_id"].tolist(), object)
-    places = report_at[of_study[paired]]
-    ledger.use_all(report_ids[places])
-    ledger.quarantine_all(report_ids[shared[of_report]], mixed, "accession of two patients")
-    ledger.quarantine_all(report_ids[num_patients[of_report] == 0], Reason.REPORT_WITHOUT_STUDY)
-    with_report = reports.drop(columns="accession_id").iloc[places]
-    return pd.concat(
-        [studies[paired].reset_index(drop=True), with_report.reset_index(drop=True)], axis=1
+    paired = by_id[fate[by_id] == 0]
+    with_report = reports.drop(columns="accession_id")
+    sides = [(studies, paired), (with_report, report_at[of_study[paired]])]
+    return pd.DataFrame(
+        {name: table[name].array.take(places) for table, places in sides for name in table.columns}
     )
 
 

@@ -3,12 +3,18 @@
 A small equivalent of pandera: five kinds of mistakes, each named by table, column, value, remedy.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
+from mg3d.ledger import are_distinct, text_bytes
+
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,9 @@ def check_table(
         if column.choices:
             wrong, expected = ~values.isin(column.choices), f"one of {', '.join(column.choices)}"
         elif column.pattern:
-            wrong, expected = ~values.str.fullmatch(column.pattern), f"like {column.pattern}"
+            expected = f"like {column.pattern}"
+            if not _all_hexadecimal(values, column.pattern):
+                wrong = ~values.str.fullmatch(column.pattern)
         elif column.at_least is not None:
             expected = f"{column.at_least} {column.unit} or more".replace("  ", " ")
             wrong = values < column.at_least
@@ -65,9 +73,30 @@ def check_table(
                 f"{name} has {column.name!r} {value!r} in row {table[key][wrong].iloc[0]}, not "
                 f"{expected}: {remedy}"
             )
+    if is_string_dtype(table[key].dtype) and are_distinct(text_column(table, key)):
+        return
     repeated = table[key].duplicated()
     if repeated.any():
         raise ValueError(f"{name} has {key} {table[key][repeated].iloc[0]} twice: {remedy}")
+
+
+def text_column(table: "pd.DataFrame", name: str) -> "pa.Array":
+    """A column of text as one Arrow array, large_string."""
+    import pyarrow as pa
+
+    found = pa.array(table[name].array, pa.large_string())
+    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+
+
+def _all_hexadecimal(values: "pd.Series", pattern: str) -> bool:
+    """Whether ``pattern`` is so many hexadecimal digits, and all are: by bytes, as it is common."""
+    digits = re.fullmatch(r"\[0-9a-f\]\{(\d+)\}", pattern)
+    if digits is None:
+        return False
+    content, starts = text_bytes(text_column(values.to_frame("values"), "values"))
+    allowed = np.zeros(256, bool)
+    allowed[list(b"0123456789abcdef")] = True
+    return bool((np.diff(starts) == int(digits[1])).all() and allowed[content].all())
 
 
 def describe(columns: Sequence[Column]) -> str:

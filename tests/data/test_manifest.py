@@ -4,11 +4,15 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mg3d.data.manifest import build_manifest, split_hash
+from mg3d.data.manifest import build_manifest, join, json_list, split_hash
 from mg3d.data.planning import assign_split
 from mg3d.data.sentences import REPORT_COLUMNS
+from mg3d.ledger import Ledger
 from mg3d.params import BuildManifest, DicomExport, Sources
 
 EXPORT = Sources(dicom_export=DicomExport())
@@ -143,3 +147,47 @@ def test_mistakes_name_the_remedy(tmp_path: Path) -> None:
     table.assign(study_id="unknown").to_parquet(path)
     with pytest.raises(ValueError, match=r"has an empty 'patient_id'"):
         build_manifest(root, tmp_path / "out", PARAMS, EXPORT)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.dictionaries(
+        st.text("abc", min_size=1, max_size=4),
+        st.tuples(st.sampled_from("pqr"), st.sampled_from(["", *"uvwxyz"]), st.integers(1, 3)),
+        min_size=1,
+        max_size=12,
+    ),
+    st.sets(st.sampled_from("stuvwxyz")),
+)
+def test_the_join_is_that_of_a_loop(
+    studies: dict[str, tuple[str, str, int]], accessions: set[str]
+) -> None:
+    """Whatever was added, edited or removed: the pairs and fates of a plain loop over studies."""
+    pairs, fates = [], {f"report-{a}": "report_without_study" for a in accessions}
+    for study, (patient, accession, slices) in sorted(studies.items()):
+        rivals = [(-n, s, p) for s, (p, a, n) in studies.items() if a == accession]
+        if accession not in accessions:
+            fates[study] = "study_without_report"
+        elif len({p for _, _, p in rivals}) > 1:
+            fates[study] = fates[f"report-{accession}"] = "mixed_patients"
+        elif min(rivals)[:2] != (-slices, study):
+            fates[study] = "not_chosen"
+        else:
+            pairs.append((study, patient, f"report-{accession}"))
+            fates[study] = fates[f"report-{accession}"] = ""
+    rows = [(s, p, a, n) for s, (p, a, n) in studies.items()]
+    table = pd.DataFrame(rows, columns=["study_id", "patient_id", "accession_id", "num_slices"])
+    ids = [f"report-{a}" for a in accessions]
+    reports = pd.DataFrame({"report_id": ids, "accession_id": list(accessions)}, dtype="str")
+    ledger = Ledger("build_manifest", "study or report")
+    found = join(table, reports, ledger)
+    assert list(found[["study_id", "patient_id", "report_id"]].itertuples(index=False)) == pairs
+    assert {entry.input_id: str(entry.reason or "") for entry in ledger.entries} == fates
+
+
+def test_lists_are_written_as_json_writes_them() -> None:
+    for texts in ([], ["a"], ["a", "b c"], ['quo"ted', "b"], ["ümlaut"]):
+        column = pa.array(texts, pa.large_string())
+        assert json_list(column) == json.dumps(texts)
+    sliced = pa.array(["x", "a", "b", "y"], pa.large_string())[1:3]
+    assert json_list(sliced) == '["a", "b"]'
