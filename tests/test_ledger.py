@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mg3d.ledger import Ledger, Reason, are_distinct, is_plain, order_of, read_summaries
+from mg3d.ledger import Ledger, Reason, read_summaries
+from mg3d.text_columns import are_distinct, is_plain, order_of
 
 FATES = st.none() | st.sampled_from(list(Reason))
 

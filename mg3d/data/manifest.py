@@ -19,8 +19,9 @@ import numpy as np
 from mg3d import paths
 from mg3d.data.planning import SPLITS, assign_shards, assign_splits, hash_keys
 from mg3d.data.schema import Column, check_table, text_column
-from mg3d.ledger import Ledger, Reason, is_plain, order_of
+from mg3d.ledger import Ledger, Reason
 from mg3d.params import BuildManifest, Sources
+from mg3d.text_columns import is_plain, order_of
 
 if TYPE_CHECKING:
     import pandas as pd

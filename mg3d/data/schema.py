@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from mg3d.ledger import are_distinct, text_bytes
+from mg3d.text_columns import are_distinct, text_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
