@@ -118,18 +118,8 @@ class Ledger:
         self._fates: dict[Fate, int] = {}
         self._counts: dict[str, int] = {}
         self._columns: list[tuple[pa.Array, np.ndarray]] = []  # ids, places in _fates
-        self.declare_all(inputs)
-
-    def declare_all(self, input_ids: Iterable[str]) -> None:
-        """Announce many inputs."""
-        input_ids = list(input_ids)
-        num_before = len(self._fate_of)
-        new = dict.fromkeys(input_ids, _UNSETTLED)
-        if len(new) < len(input_ids) or not self._fate_of.keys().isdisjoint(new):
-            seen = Counter(input_ids) + Counter(self._fate_of.keys() & new.keys())
-            raise AssertionError(f"ledger {self.stage}: {seen.most_common(1)[0][0]} declared twice")
-        self._fate_of |= new
-        assert len(self._fate_of) == num_before + len(input_ids)
+        for input_id in inputs:
+            self.declare(input_id)
 
     def declare(self, input_id: str) -> None:
         """Announce an input. Raises AssertionError if it was announced before."""
@@ -138,19 +128,11 @@ class Ledger:
 
     def use(self, input_id: str, count: int = 1) -> None:
         """Settle an input as used."""
-        self._settle([input_id], Fate(None, "", count))
-
-    def use_all(self, input_ids: Iterable[str]) -> None:
-        """Settle many inputs as used."""
-        self._settle(list(input_ids), Fate(None, "", 1))
+        self._settle(input_id, Fate(None, "", count))
 
     def quarantine(self, input_id: str, reason: Reason, detail: str = "", count: int = 1) -> None:
         """Settle an input as left out; ``detail`` must not identify a patient."""
-        self._settle([input_id], Fate(reason, detail, count))
-
-    def quarantine_all(self, input_ids: Iterable[str], reason: Reason, detail: str = "") -> None:
-        """Settle many inputs as left out for one reason."""
-        self._settle(list(input_ids), Fate(reason, detail, 1))
+        self._settle(input_id, Fate(reason, detail, count))
 
     def settle_column(
         self, input_ids: "pa.Array", fates: Sequence[tuple[Reason | None, str]], of: np.ndarray
@@ -170,15 +152,11 @@ class Ledger:
         assert name not in self._counts, f"ledger {self.stage}: {name} counted twice"
         self._counts[name] = number
 
-    def _settle(self, input_ids: list[str], fate: Fate) -> None:
-        fate_of = self._fate_of
-        new = dict.fromkeys(input_ids, self._fates.setdefault(fate, len(self._fates)))
-        if len(new) < len(input_ids) or any(map(_UNSETTLED.__ne__, map(fate_of.get, new))):
-            for input_id, number in Counter(input_ids).items():
-                if number > 1 or fate_of.get(input_id) != _UNSETTLED:
-                    problem = "settled twice" if input_id in fate_of else "undeclared"
-                    raise AssertionError(f"ledger {self.stage}: {input_id} {problem}")
-        fate_of.update(new)
+    def _settle(self, input_id: str, fate: Fate) -> None:
+        known = self._fate_of.get(input_id)
+        problem = "undeclared" if known is None else "settled twice"
+        assert known == _UNSETTLED, f"ledger {self.stage}: {input_id} {problem}"
+        self._fate_of[input_id] = self._fates.setdefault(fate, len(self._fates))
 
     def _settled(self) -> tuple["pa.Array", np.ndarray]:
         """All ids, sorted, and the place of each one's fate in ``_fates``, or `_UNSETTLED`."""
