@@ -31,7 +31,7 @@ MAX_DEPTH = 64  # sequences in sequences; enhanced CT has 3, structured reports 
 UNDEFINED_LENGTH = 0xFFFFFFFF
 PIXEL_DATA = {0x7FE00008, 0x7FE00009, 0x7FE00010}  # float, double, and the usual
 ITEM_END, SEQUENCE_END = 0xFFFEE00D, 0xFFFEE0DD
-CHARACTER_SET, TRANSFER_SYNTAX = 0x00080005, 0x00020010
+CHARACTER_SET, TRANSFER_SYNTAX = BaseTag(0x00080005), BaseTag(0x00020010)
 LONG = {vr.encode() for vr in EXPLICIT_VR_LENGTH_32}  # two reserved bytes, a length of four
 SHORT = {vr.encode() for vr in EXPLICIT_VR_LENGTH_16}
 FRAGMENTED = {b"OB", b"OW"}  # of undefined length: encapsulated pixels, no data sets
@@ -84,9 +84,9 @@ def _read_little_endian(file: Readable, wanted: Set[int]) -> Dataset | None:
         vr, size = head[4:6], 8
         if into is meta and head[:2] != b"\2\0":  # the first one behind the file meta elements
             syntax = meta.get(TRANSFER_SYNTAX)
-            name = None if syntax is None else syntax.value.rstrip(b"\0 ").decode("latin1")
-            is_implicit = name == ImplicitVRLittleEndian
-            if name in (None, ExplicitVRBigEndian) or is_implicit == (b"AA" <= vr <= b"ZZ"):
+            syntax = None if syntax is None else syntax.value.rstrip(b"\0 ").decode("latin1")
+            is_implicit = syntax == ImplicitVRLittleEndian
+            if syntax in (None, ExplicitVRBigEndian) or is_implicit == (b"AA" <= vr <= b"ZZ"):
                 return None
             into = values
         if is_implicit:
@@ -109,7 +109,7 @@ def _read_little_endian(file: Readable, wanted: Set[int]) -> Dataset | None:
                 return None
             skip_sequence(file, is_implicit)
         elif is_wanted:
-            value = read(length)
+            value: Any = read(length)
             if len(value) < length or value[:4] == ITEM:  # a sequence, which pydicom may read
                 return None
             vr_name = vr.decode() or None
@@ -119,8 +119,9 @@ def _read_little_endian(file: Readable, wanted: Set[int]) -> Dataset | None:
             )
         else:
             seek(length, 1)
-    charset = values.get(BaseTag(CHARACTER_SET))
-    encodings = convert_encodings(None if charset is None else _converted(charset, ()).value)
+    charset = values.get(CHARACTER_SET)
+    name: Any = None if charset is None else _converted(charset, ()).value
+    encodings = convert_encodings(name)
     data = Dataset({tag: _converted(raw, tuple(encodings)) for tag, raw in values.items()})
     data.set_original_encoding(is_implicit, True, encodings)
     data.file_meta = FileMetaDataset(meta)
