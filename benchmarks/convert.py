@@ -27,7 +27,11 @@ import numpy as np
 
 from mg3d.phantom.dicom_series import CT_IMAGE_STORAGE, write_file
 
-SYNTAXES = {"plain": "", "JPEG lossless": "JPEGLosslessProcess14_1", "JPEG 2000": "JPEG2000Lossless"}
+SYNTAXES = {
+    "plain": "",
+    "JPEG lossless": "JPEGLosslessProcess14_1",
+    "JPEG 2000": "JPEG2000Lossless",
+}
 ARMS = ("ours", "ours, not flushed", "dcm2niix", "SimpleITK")
 
 
@@ -62,7 +66,13 @@ def write_series(folder: Path, slices: int, size: int) -> None:
         data.AnatomicRegionSequence, data.ProcedureCodeSequence = [code], [code]
         data.AnatomicRegionSequence.is_undefined_length = True
         data.KVP, data.SliceThickness, data.PatientPosition = "120", "1.0", "HFS"
-        for name in ("XRayTubeCurrent", "Exposure", "ExposureTime", "TableHeight", "GeneratorPower"):
+        for name in (
+            "XRayTubeCurrent",
+            "Exposure",
+            "ExposureTime",
+            "TableHeight",
+            "GeneratorPower",
+        ):
             setattr(data, name, "100")
         data.ConvolutionKernel, data.FrameOfReferenceUID = "B30f", "1.2.3.9"
         private = data.private_block(0x0029, "PHANTOM HEADER", create=True)
