@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from mg3d.data.ct.acquisitions import divide
-from mg3d.data.ct.admission import CT_IMAGE, check_ct_series
+from mg3d.data.ct.admission import CT_IMAGE, check_ct_series, leave_out_localizers
 from mg3d.data.ct.geometry import Grid, arrange
 from mg3d.data.ct.header import Header, read_header
 from mg3d.data.ct.pixels import read_volume
@@ -120,6 +120,9 @@ def find_studies(source: DicomVolumes, num_workers: int, ledger: Ledger) -> list
                 patients[header.study].add(header.patient)
     for series, group in sorted(groups.items()):
         series_id, study = pseudonym("series", series), group[0].study or ""
+        group, localizers = leave_out_localizers(group)
+        for header in localizers:
+            refuse_file(header.path, Refused(Reason.LOCALIZER, "in a series of slices"))
         try:
             check_ct_series(group)
             if len(patients[study]) > 1:

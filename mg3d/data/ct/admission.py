@@ -1,7 +1,11 @@
 """Which series are CT of one patient; the others with the reason why not."""
 
+from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
+from mg3d.data.ct.geometry import normal_of
 from mg3d.data.ct.header import TAGS, Header
 from mg3d.data.ct.refused import Refused
 from mg3d.ledger import Reason
@@ -19,6 +23,34 @@ REFORMATS = {
     *("MPR", "REFORMATTED", "CSA MPR", "CURVED_MPR", "CPR", "MAX_IP", "MIN_IP", "MIP", "MINIP"),
     *("VOLUME_RENDER", "SURFACE_RENDER", "VRT", "PROJECTION IMAGE"),
 }
+
+
+MAX_SCOUTS = 2  # one from the front, one from the side
+ORTHOGONAL = 0.1  # cosine of two planes' normals: within 6 degrees of a right angle
+
+
+def leave_out_localizers(headers: Sequence[Header]) -> tuple[list[Header], list[Header]]:
+    """(the others, localizers) of a series that is not one of localizers altogether.
+
+    A localizer says so in ImageType; or there are at most two of them, and they stand at a right
+    angle on the plane that all the others share. It must be of the others' patient and study.
+    """
+    said = {id(header) for header in headers if LOCALIZERS & set(header.image_type)}
+    rest = [header for header in headers if id(header) not in said]
+    planes = Counter(header.orientation for header in rest)
+    if len(planes) > 1 and None not in planes and not any(header.frames for header in rest):
+        common = next(h for h in rest if h.orientation == planes.most_common(1)[0][0])
+        cosines = [abs(float(normal_of(common) @ normal_of(header))) for header in rest]
+        across = [h for h, cosine in zip(rest, cosines, strict=True) if cosine < ORTHOGONAL]
+        if len(across) <= min(MAX_SCOUTS, len(rest) - 2) and all(
+            cosine < ORTHOGONAL or np.isclose(cosine, 1, atol=1e-3) for cosine in cosines
+        ):
+            said |= {id(header) for header in across}
+    kept = [header for header in headers if id(header) not in said]
+    owners = {(header.patient, header.study) for header in headers}
+    if not kept or len(owners) > 1:
+        return list(headers), []
+    return kept, [header for header in headers if id(header) in said]
 
 
 def check_ct_series(headers: Sequence[Header]) -> None:

@@ -1,24 +1,37 @@
 """What the header of one DICOM file says, without its pixels."""
 
+import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableSequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import pydicom
 from pydicom.config import disable_value_validation
+from pydicom.datadict import tag_for_keyword
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from mg3d.data.ct.elements import UNDEFINED_LENGTH, read_elements
 from mg3d.data.ct.frames import GROUPS, frames_of
 from mg3d.data.ct.limits import Bounded, check_claim, opened
 from mg3d.data.ct.refused import Refused
 from mg3d.ledger import Reason
 from mg3d.params import DicomVolumes
 
-UNDEFINED_LENGTH = 0xFFFFFFFF
 SEQUENCE_END = (0xFFFE, 0xE0DD)
+PIXEL_DATA = (0x7FE0, 0x0010)
 DEFAULTS = DicomVolumes()
+
+
+@dataclass(frozen=True)
+class Native:
+    """Where uncompressed pixels of 16 bits lie in a file, and what their bits mean."""
+
+    offset: int
+    dtype: str
+    bits_stored: int
+    padding: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,7 @@ class Header:
     number: int | None  # InstanceNumber; orders nothing but repeated acquisitions
     burned_in: bool  # BurnedInAnnotation: text in the pixels
     complete: bool  # the pixel data is as long as it claims
+    native: Native | None = None  # of a single slice that needs no decoder
     frame: int | None = None  # counted from 0, of a multi-frame file
     frames: tuple["Header", ...] = ()
 
@@ -64,11 +78,14 @@ TAGS: dict[str, str] = {
     "ImageOrientationPatient": "orientation",
     "RescaleSlope, RescaleIntercept": "rescale",
 }
-READ_TAGS: list[Any] = [
+READ_TAGS = [
     *("SOPClassUID", "SOPInstanceUID", "AccessionNumber", "ImageType", "BurnedInAnnotation"),
-    *("AcquisitionNumber", "InstanceNumber", "NumberOfFrames", "BitsAllocated", *GROUPS),
+    *("AcquisitionNumber", "InstanceNumber", "NumberOfFrames", *GROUPS),
+    *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit"),
+    *("PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     *(name for names in TAGS for name in names.split(", ")),
 ]
+WANTED = {tag for name in READ_TAGS if (tag := tag_for_keyword(name)) is not None}
 
 
 @disable_value_validation()  # its warnings quote the values, which may be a patient's
@@ -83,21 +100,19 @@ def read_header(path: Path, params: DicomVolumes = DEFAULTS) -> Header:
         has_preamble = file.read(132)[128:] == b"DICM"
         file.seek(0)
         try:
-            data = pydicom.dcmread(
-                Bounded(file), stop_before_pixels=True, force=True, specific_tags=READ_TAGS
-            )
+            data = read_elements(Bounded(file), WANTED)
             # Objects without a preamble predate the file format; force also "reads" a text file.
             sop_class = str(data.get("SOPClassUID") or "")
             if not has_preamble and not (sop_class and data.get("SOPInstanceUID")):
                 raise Refused(Reason.NOT_DICOM)
             if not sop_class and data.file_meta.get("MediaStorageSOPClassUID"):
                 sop_class = str(data.file_meta.MediaStorageSOPClassUID)
-            complete = _has_all_pixels(file, data)
-            header = _header(path, data, sop_class, complete)
+            start = file.tell()
+            header = _header(path, data, sop_class, _has_all_pixels(file, data))
+            if file is stored and header.complete:
+                header = replace(header, native=_native(file, start, data))
         except Refused:
             raise
-        except RecursionError:
-            raise Refused(Reason.NESTED_TOO_DEEP, "sequences within sequences") from None
         except Exception as error:  # the parser meets arbitrary bytes
             reason = Reason.TRUNCATED if has_preamble else Reason.NOT_DICOM
             raise Refused(reason, type(error).__name__) from None
@@ -110,7 +125,7 @@ def read_header(path: Path, params: DicomVolumes = DEFAULTS) -> Header:
     return header
 
 
-def _header(path: Path, data: pydicom.FileDataset, sop_class: str, complete: bool) -> Header:
+def _header(path: Path, data: pydicom.Dataset, sop_class: str, complete: bool) -> Header:
     header = Header(
         path=path,
         sop_class=sop_class,
@@ -158,11 +173,16 @@ def _strings(value: Any) -> Iterable[str]:
 
 def _numbers(data: pydicom.Dataset, length: int, *names: str) -> tuple[float, ...] | None:
     try:
-        values = np.hstack([np.asarray(data[name].value, float) for name in names])
+        values = [data[name].value for name in names]
+        flat = [part for value in values for part in (value if _is_list(value) else [value])]
+        numbers = tuple(float(part) for part in flat)
     except (KeyError, TypeError, ValueError):
         return None
-    whole = values.shape == (length,) and bool(np.isfinite(values).all())
-    return tuple(values.tolist()) if whole else None
+    return numbers if len(numbers) == length and all(map(math.isfinite, numbers)) else None
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, MutableSequence)
 
 
 def _integer(data: pydicom.Dataset, name: str) -> int | None:
@@ -175,7 +195,38 @@ def _size(data: pydicom.Dataset) -> tuple[int, int] | None:
     return None if size is None else (int(size[0]), int(size[1]))
 
 
-def _has_all_pixels(file: BinaryIO, data: pydicom.FileDataset) -> bool:
+def padding_of(data: pydicom.Dataset) -> tuple[int, ...]:
+    """PixelPaddingValue, and the range's limit if there is one (PS3.3 C.7.5.1.1.2)."""
+    ends = [data.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    return tuple(end for end in ends if isinstance(end, int)) if isinstance(ends[0], int) else ()
+
+
+def _native(file: BinaryIO, start: int, data: pydicom.Dataset) -> Native | None:
+    """How to read the PixelData element at ``start`` without a decoder; None if it needs one."""
+    implicit, little = data.original_encoding
+    if (
+        data.file_meta.get("TransferSyntaxUID")
+        not in (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
+        or not little
+        or data.get("BitsAllocated") != 16
+        or data.get("SamplesPerPixel") != 1
+        or data.get("PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2")
+        or data.get("PixelRepresentation") not in (0, 1)
+        or data.get("NumberOfFrames", 1) != 1
+        or data.get("HighBit", data.get("BitsStored", 0) - 1) != data.get("BitsStored", 0) - 1
+        or not 1 <= data.get("BitsStored", 0) <= 16
+    ):
+        return None
+    file.seek(start)
+    content = file.read(8 if implicit else 12)
+    *tag, length = struct.unpack("<HHL" if implicit else "<HH4xL", content)
+    if tuple(tag) != PIXEL_DATA or length != data.Rows * data.Columns * 2:
+        return None
+    dtype = "<i2" if data.PixelRepresentation else "<u2"
+    return Native(start + len(content), dtype, data.BitsStored, padding_of(data))
+
+
+def _has_all_pixels(file: BinaryIO, data: pydicom.Dataset) -> bool:
     """Whether the PixelData element at the file's position is as long as it claims.
 
     The position is where `stop_before_pixels` left it.

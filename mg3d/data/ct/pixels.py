@@ -17,6 +17,7 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels import iter_pixels
 
 from mg3d.data.ct.geometry import Grid
+from mg3d.data.ct.header import Native, padding_of
 from mg3d.data.ct.limits import Bounded, check_volume, coded_size, opened
 from mg3d.data.ct.refused import Refused
 from mg3d.data.ct.resample import to_grid
@@ -43,30 +44,82 @@ def read_volume(grid: Grid, params: DicomVolumes) -> tuple[np.ndarray, np.ndarra
     shape = (columns, rows, len(grid.slices))
     for needed in (shape, grid.shape or shape):
         check_volume(needed, params.max_series_bytes)
-    volume = np.empty(shape, np.int16)
-    limits = np.iinfo(np.int16)
+    orientation = nibabel.orientations.io_orientation(grid.affine)
+    affine = grid.affine @ nibabel.orientations.inv_ornt_aff(orientation, grid.shape or shape)
+    if grid.origins is None:
+        volume, slices = _empty(shape, orientation)
+        _fill(slices, grid, params)
+        return volume, affine
+    assert grid.shape is not None
+    slices = np.empty(shape, np.int16, order="F")
+    _fill(slices, grid, params)
+    fill = AIR_HU if params.padding_hu is None else params.padding_hu
+    resampled = to_grid(slices, grid.origins, grid.shape, fill)
+    return nibabel.orientations.apply_orientation(resampled, orientation), affine
+
+
+def _empty(shape: tuple[int, ...], orientation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A volume in RAS, in the order of a NIfTI file, and its view [columns, rows, slices]."""
+    turned = np.empty([shape[int(axis)] for axis in np.argsort(orientation[:, 0])], np.int16, "F")
+    straight = np.array([[0, 1], [1, 1], [2, 1]])
+    back = nibabel.orientations.ornt_transform(straight, orientation)
+    return turned, nibabel.orientations.apply_orientation(turned, back)
+
+
+def _fill(volume: np.ndarray, grid: Grid, params: DicomVolumes) -> None:
+    """Decode the slices into ``volume`` [columns, rows, slices], each file in turn."""
+    columns, rows, _ = volume.shape
     files: dict[Path, list[int]] = defaultdict(list)
     for index, header in enumerate(grid.slices):
         files[header.path].append(index)
     for path, indices in files.items():
-        frames = [grid.slices[index].frame for index in indices]
-        data, stored = read_stored(path, frames, params.max_series_bytes)
+        native = grid.slices[indices[0]].native
+        if native is not None:
+            padding = native.padding
+            stored = iter([_read_native(path, native, (rows, columns))])
+        else:
+            frames = [grid.slices[index].frame for index in indices]
+            data, stored = read_stored(path, frames, params.max_series_bytes)
+            padding = padding_of(data)
         for index in indices:
             values = next(stored)
             if values.shape != (rows, columns):
                 raise Refused(Reason.UNDECODABLE, f"pixels of shape {values.shape}")
-            slope, intercept = grid.slices[index].rescale or (1.0, 0.0)
-            hu = np.rint(values * np.float64(slope) + intercept)
-            if params.padding_hu is not None:
-                hu[_padded(values, data)] = params.padding_hu
-            volume[:, :, index] = np.clip(hu, limits.min, limits.max).T
-    if grid.origins is not None:
-        assert grid.shape is not None
-        fill = AIR_HU if params.padding_hu is None else params.padding_hu
-        volume = to_grid(volume, grid.origins, grid.shape, fill)
-    orientation = nibabel.orientations.io_orientation(grid.affine)
-    affine = grid.affine @ nibabel.orientations.inv_ornt_aff(orientation, volume.shape)
-    return nibabel.orientations.apply_orientation(volume, orientation), affine
+            target = volume[:, :, index].T
+            _rescale(values, grid.slices[index].rescale or (1.0, 0.0), target)
+            if params.padding_hu is not None and padding:
+                target[_padded(values, padding)] = params.padding_hu
+
+
+def _read_native(path: Path, native: Native, size: tuple[int, int]) -> np.ndarray:
+    """Stored values [rows, columns]; unused bits cleared, the sign extended."""
+    values = np.empty(size, native.dtype)
+    with path.open("rb", buffering=0) as file:
+        file.seek(native.offset)
+        if file.readinto(values.data.cast("B")) != values.nbytes:
+            raise Refused(Reason.UNDECODABLE, "ends within the pixels")
+    unused = 16 - native.bits_stored
+    if unused:
+        values <<= unused
+        values >>= unused
+    return values
+
+
+def _rescale(values: np.ndarray, rescale: tuple[float, ...], target: np.ndarray) -> None:
+    """Write int16 HU to ``target``: slope and intercept, rounded, clipped."""
+    slope, intercept = rescale
+    limits = np.iinfo(np.int16)
+    if slope == 1 and intercept == int(intercept) and values.dtype in (np.int16, np.uint16):
+        low, high = int(values.min()) + int(intercept), int(values.max()) + int(intercept)
+        if limits.min <= low and high <= limits.max:
+            # Right whatever overflows on the way: sums of 16 bits wrap around, and end in range.
+            offset = np.uint16(int(intercept) & 0xFFFF)
+            np.add(values.view(np.uint16), offset, out=target.view(np.uint16))
+            return
+    hu = values * np.float64(slope)
+    hu += intercept
+    np.rint(hu, out=hu)
+    target[:] = np.clip(hu, limits.min, limits.max, out=hu)
 
 
 def read_stored(
@@ -109,12 +162,10 @@ def _decode(data: pydicom.FileDataset, frames: Sequence[int | None]) -> Iterator
         raise Refused(Reason.UNDECODABLE, type(error).__name__) from None
 
 
-def _padded(values: np.ndarray, data: pydicom.Dataset) -> np.ndarray:
+def _padded(values: np.ndarray, ends: Sequence[int]) -> np.ndarray:
     """Where ``values`` are PixelPaddingValue, or between it and the limit (C.7.5.1.1.2)."""
-    ends = [data.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
-    known = [int(end) for end in ends if isinstance(end, int)]
-    if not known or not isinstance(ends[0], int):
-        return np.zeros(values.shape, bool)
     # The VR of both may contradict PixelRepresentation: read the bits as the pixels' type.
-    typed = [np.array(end & 0xFFFF, np.uint16).astype(values.dtype) for end in known]
+    typed = [np.array(end & 0xFFFF, np.uint16).astype(values.dtype) for end in ends]
+    if len(typed) == 1:
+        return values == typed[0]
     return (values >= min(typed)) & (values <= max(typed))

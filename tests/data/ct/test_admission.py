@@ -41,6 +41,57 @@ def test_each_kind_of_object_has_its_reason(
     assert found == ({"used": 16} if reason == "used" else {"used": 8, reason: 8})
 
 
+CORONAL = [1.0, 0, 0, 0, 0, -1.0]
+SAGITTAL = [0, 1.0, 0, 0, 0, -1.0]
+
+
+@pytest.mark.parametrize(
+    "scouts",
+    [
+        [{"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}],
+        [{"ImageOrientationPatient": CORONAL}],
+        [{"ImageOrientationPatient": CORONAL}, {"ImageOrientationPatient": SAGITTAL}],
+    ],
+    ids=["ImageType", "coronal", "both"],
+)
+def test_a_localizer_within_a_series_is_left_out_and_the_series_used(
+    scouts: list[dict], tmp_path: Path, write_series: Write, edit_slice: Callable
+) -> None:
+    files = write_series(tmp_path / "dicom")
+    convert_dicom(tmp_path / "dicom", tmp_path / "alone", PARAMS)
+    for number, tags in enumerate(scouts):
+        path = tmp_path / f"dicom/scout-{number}"
+        path.write_bytes(files[0].read_bytes())
+        edit_slice(path, SOPInstanceUID=f"9.{number}", Rows=5, PixelData=bytes(120), **tags)
+    convert_dicom(tmp_path / "dicom", tmp_path / "out", PARAMS)
+    assert reasons(tmp_path / "out") == {"used": 8, "localizer": len(scouts)}
+    assert load(tmp_path / "out").to_bytes() == load(tmp_path / "alone").to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("reason", "tags", "number"),
+    [
+        ("mixed_orientation", {"ImageOrientationPatient": CORONAL}, 3),
+        ("localizer", {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "PatientID": "x"}, 1),
+    ],
+    ids=["three planes across", "of another patient"],
+)
+def test_other_intruders_cost_the_series(
+    reason: str,
+    tags: dict,
+    number: int,
+    tmp_path: Path,
+    write_series: Write,
+    edit_slice: Callable,
+) -> None:
+    files = write_series(tmp_path / "dicom")
+    for path in files[:number]:
+        edit_slice(path, **tags)
+    write_series(tmp_path / "dicom", uid="2.1", study="2", patient="P2", prefix="good-")
+    convert_dicom(tmp_path / "dicom", tmp_path / "out", PARAMS)
+    assert reasons(tmp_path / "out") == {"used": 8, reason: 8}
+
+
 def test_strict_fails_on_several_patients_in_a_series_and_counts_them(
     tmp_path: Path, write_series: Write, edit_slice: Callable
 ) -> None:

@@ -172,7 +172,8 @@ def test_a_wide_gap_is_never_interpolated(
 def test_two_planes_in_one_series_are_refused(
     tmp_path: Path, write_series: Write, edit_slice: Callable
 ) -> None:
-    edit_slice(write_series(tmp_path / "dicom")[3], ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
+    files = write_series(tmp_path / "dicom")
+    edit_slice(files[3], ImageOrientationPatient=[1, 0, 0, 0, 0.8, 0.6])
     write_series(tmp_path / "dicom", uid="2.1", study="2", patient="P2", prefix="straight")
     convert_dicom(tmp_path / "dicom", tmp_path / "out", PARAMS)
     assert reasons(tmp_path / "out") == {"mixed_orientation": 8, "used": 8}

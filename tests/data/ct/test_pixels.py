@@ -1,6 +1,7 @@
 """Stored values -> HU: transfer syntaxes, signs, unused bits, padding."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,71 @@ def test_unused_bits_are_masked_and_the_stored_sign_extends(
     edit_slice(files[1], HighBit=15)  # retired in PS3.5 8.1.1, and read differently by everyone
     with pytest.raises(Refused, match="undecodable: HighBit 15 of 12 BitsStored"):
         volume_of(files)
+
+
+@pytest.mark.parametrize("syntax", ["ImplicitVRLittleEndian", "ExplicitVRLittleEndian"])
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {},
+        {"RescaleIntercept": -1024.5},
+        {"RescaleIntercept": 32000.0},
+        {"RescaleIntercept": -40000.0},
+        {"RescaleSlope": 0.7, "PixelPaddingValue": 3},
+        {"PixelRepresentation": 1, "RescaleIntercept": -20000.0},
+        {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": 1},
+        {"BitsStored": 13, "HighBit": 12},
+        {"PixelPaddingValue": 10, "PixelPaddingRangeLimit": 999},
+    ],
+    ids=str,
+)
+def test_pixels_read_straight_from_the_file_are_the_decoded_ones(
+    tags: dict, syntax: str, tmp_path: Path, write_series: Write, encode_slice: Callable
+) -> None:
+    """All values of 16 bits, without pydicom's decoder and with it."""
+    files = write_series(tmp_path, hu=np.zeros((2, 256, 256)), **tags)
+    for path in files:
+        data = pydicom.dcmread(path)
+        data.PixelData = np.arange(2**16, dtype="<u2").tobytes()
+        data.save_as(path)
+        if syntax.startswith("Implicit"):
+            data.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+            data.save_as(path, implicit_vr=True, little_endian=True)
+    headers = [read_header(path) for path in files]
+    assert all(header.native for header in headers)
+    decoded = [replace(header, native=None) for header in headers]
+    straight, slow = (read_volume(arrange(part, PARAMS), PARAMS) for part in (headers, decoded))
+    np.testing.assert_array_equal(straight[0], slow[0])
+    np.testing.assert_array_equal(straight[1], slow[1])
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"SamplesPerPixel": 3},
+        {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7},
+        {"PhotometricInterpretation": "PALETTE COLOR"},
+        {"Rows": 5},
+        {"HighBit": 14},
+        {"NumberOfFrames": 2},
+    ],
+    ids=str,
+)
+def test_what_is_not_plain_is_left_to_the_decoder(
+    tags: dict, tmp_path: Path, write_series: Write
+) -> None:
+    assert read_header(write_series(tmp_path)[0]).native is not None
+    assert read_header(write_series(tmp_path, **tags)[0]).native is None
+
+
+def test_a_file_that_shrank_since_its_header_was_read_is_undecodable(
+    tmp_path: Path, write_series: Write
+) -> None:
+    files = write_series(tmp_path)
+    grid = arrange([read_header(path) for path in files], PARAMS)
+    files[3].write_bytes(files[3].read_bytes()[:-10])
+    with pytest.raises(Refused, match="undecodable: ends within the pixels"):
+        read_volume(grid, PARAMS)
 
 
 def padded_series(folder: Path, write_series: Write, **tags: object) -> list[Path]:
