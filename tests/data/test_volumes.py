@@ -37,7 +37,8 @@ def test_the_window_of_every_int16(window_hu: tuple[int, int], dtype: type) -> N
     expected = (np.clip(hu.astype(np.float64), low, high) - low) / (high - low)
     windowed = apply_window(hu, window_hu)
     assert windowed.dtype == np.float32
-    np.testing.assert_array_equal(windowed, expected.astype(np.float32))
+    np.testing.assert_allclose(windowed, expected, rtol=1.3e-7)
+    assert windowed.max() <= 1
     np.testing.assert_array_equal(hu, np.arange(-32768, 32768))  # the input is not written to
 
 
