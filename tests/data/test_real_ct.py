@@ -81,9 +81,9 @@ def test_hu_and_geometry_survive(prepared: Path, lung1_nrrd: Path) -> None:
 
 
 def test_all_stages_end_in_one_pair(prepared: Path) -> None:
-    for stage in prepared.iterdir():
-        summary = json.loads((stage / "ledger.json").read_text())
-        assert summary["quarantined"] == 0, stage.name
+    for file in prepared.rglob("ledger.json"):
+        summary = json.loads(file.read_text())
+        assert summary["quarantined"] == 0, file
     (pair,) = Pairs(prepared, "train", CONTRACT)
     assert pair.sentences == [
         "There is a mass in the left lung.",
