@@ -8,7 +8,6 @@ sqlite under ``runs/`` unless ``MLFLOW_TRACKING_URI`` names a server.
 import hashlib
 import importlib.metadata
 import os
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from mg3d import paths
+from mg3d.fingerprint import git_commit
 from mg3d.params import Params, Register
 from mg3d.registered_encoder import RegisteredEncoder
 
@@ -201,17 +201,6 @@ def describe(uri: str) -> dict[str, Any]:
         **version.tags,
         "metrics": {key: round(value, 4) for key, value in sorted(run.data.metrics.items())},
     }
-
-
-def git_commit() -> str:
-    """HEAD, with ``+changes`` if the tree is dirty; ``unknown`` outside a checkout."""
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    if head.returncode:
-        return "unknown"
-    changes = subprocess.run(
-        ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True
-    ).stdout
-    return head.stdout.strip() + ("+changes" if changes.strip() else "")
 
 
 def _find(store: MlflowClient, uri: str) -> Any:
