@@ -14,8 +14,8 @@ from typing import Annotated
 
 import typer
 
-from mg3d import paths
-from mg3d.params import DicomExport, load_params, save_params
+from mg3d import launch, paths
+from mg3d.params import Cell, DicomExport, load_params, save_params
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -133,7 +133,7 @@ def pretrain(
         raise ValueError(f"--resume {resume} has no {paths.CHECKPOINTS}/: name a run's folder")
     if force and resume is None:
         raise ValueError("--force goes with --resume RUN: name the run's folder")
-    from mg3d import launch, tracking
+    from mg3d import tracking
 
     if not launch.is_rank():
         from mg3d.experiments.run import pretrain_on_ranks
@@ -159,21 +159,39 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
     task: Annotated[str, typer.Option("--task", help="A name under `downstream` in params.")],
     out: Out,
+    mode: Annotated[str | None, typer.Option("--mode", help="Instead of the task's own.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Instead of the task's own.")] = None,
     params: ParamsFile = paths.PARAMS,
 ) -> None:
     """One downstream task: predictions, then scores, then figures; prints the result file last."""
     tree = load_params(params)
     section = tree.downstream.task(task)
+    cell = Cell(task, section.mode, section.seed if seed is None else seed)
+    if mode is not None:
+        if mode not in section.MODES:
+            raise ValueError(f"{task} has no mode {mode}: use {', '.join(section.MODES)}")
+        cell = cell._replace(mode=mode)  # type: ignore[arg-type]
+    tree = tree.of_cell(cell)
+    launch.limit_memory(tree.evaluate.max_memory_gb)
     from mg3d import tracking
     from mg3d.downstream import DOWNSTREAM
     from mg3d.finetuning.task import evaluate as run
 
     save_params(tree, out / paths.RUN_PARAMS)
-    with tracking.track(out, task, tree, parent=checkpoint.parent.parent) as tracked:
-        data = paths.task_data(task)
-        result = run(DOWNSTREAM[task], checkpoint, data, out, section, tracked.on_metrics)
+    parent = tracking.evaluation(checkpoint, tree)
+    with tracking.track(out, str(cell), tree, parent=parent) as tracked:
+        result = run(
+            DOWNSTREAM[task],
+            checkpoint,
+            paths.task_data(task),
+            out,
+            tree.downstream.task(task),
+            tracked.on_metrics,
+            openings=paths.RUNS / paths.TEST_OPENINGS,
+        )
         tracked.log_result(result)
         tracked.log_folder(out / paths.FIGURES)
+        tracked.log_file(out / paths.SELECTION)
     print(out / paths.RESULT)
 
 

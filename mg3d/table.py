@@ -9,11 +9,11 @@ COLUMNS = ("task", "mode", "metric", "value", "95 % interval", "null baselines",
 
 
 def table(run: Path) -> str:
-    """Markdown table of ``run/evaluate/*/result.json``; also written to ``run/results.md``.
+    """Markdown table of ``run/evaluate/*/*/result.json``; also written to ``run/results.md``.
 
     Raises ValueError if no task of the run has a result.
     """
-    files = sorted(run.glob(f"evaluate/*/{paths.RESULT}"))
+    files = sorted(run.glob(f"{paths.EVALUATE}/*/*/{paths.RESULT}"))
     if not files:
         raise ValueError(f"no results under {run}/evaluate: run `mg3d evaluate` first")
     rows = [COLUMNS, *(_row(json.loads(file.read_text())) for file in files)]

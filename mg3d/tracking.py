@@ -5,6 +5,7 @@ folder, so ranks, retries and resumes continue the same run. The store is a data
 sqlite under ``runs/`` unless ``MLFLOW_TRACKING_URI`` names a server.
 """
 
+import fcntl
 import hashlib
 import importlib.metadata
 import os
@@ -29,6 +30,7 @@ from mg3d.params import Params, Register
 from mg3d.registered_encoder import RegisteredEncoder
 
 EXPERIMENT = "mg3d"
+CHECKPOINT_TAG = "checkpoint_sha256"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Tracked:
     def log_result(self, result: dict[str, Any]) -> None:
         """Store a downstream result: the file; headline, interval and nulls as metrics."""
         self.client.log_dict(self.run_id, result, paths.RESULT)
+        if "checkpoint_sha256" in result:
+            self.client.set_tag(self.run_id, CHECKPOINT_TAG, result["checkpoint_sha256"])
         headline, task = result["headline"], result["task"]
         low, high = headline["interval"] or (None, None)
         values = {
@@ -126,6 +130,23 @@ def track(folder: Path, name: str, params: Params, parent: Path | None = None) -
     store.set_terminated(tracked.run_id, "FINISHED")
 
 
+def evaluation(checkpoint: Path, params: Params) -> Path:
+    """The folder whose MLflow run is the parent of a checkpoint's downstream tasks.
+
+    It is created by the first of the tasks that run side by side, as a child of the pre-training;
+    ``checkpoint_sha256`` is its tag.
+    """
+    run = checkpoint.parent.parent
+    folder = run / paths.EVALUATE
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = _sha256(checkpoint / paths.WEIGHTS)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with track(folder, f"evaluate {run.name}", params, parent=run) as tracked:
+            tracked.client.set_tag(tracked.run_id, CHECKPOINT_TAG, digest)
+    return folder
+
+
 def register(run: Path, params: Register) -> str:
     """Make a pre-training run's final encoder a version of a registered model; return its URI.
 
@@ -141,13 +162,13 @@ def register(run: Path, params: Register) -> str:
     store = client()
     digest = _sha256(checkpoint / paths.WEIGHTS)
     for known in _versions(store, params.name):
-        if known.tags.get("checkpoint_sha256") == digest:
+        if known.tags.get(CHECKPOINT_TAG) == digest:
             store.set_registered_model_alias(params.name, params.alias, known.version)
             return f"models:/{params.name}/{known.version}"
 
     _, _, contract = load_encoder(checkpoint)
     tags = {
-        "checkpoint_sha256": digest,
+        CHECKPOINT_TAG: digest,
         "contract": contract.digest(),
         "git_commit": git_commit(),
         "dvc_lock_sha256": _sha256(paths.DVC_LOCK),

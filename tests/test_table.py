@@ -23,7 +23,7 @@ def result(task: str, value: float | None, interval: list[float] | None) -> dict
 
 
 def write(run: Path, task: str, content: dict) -> None:
-    folder = run / "evaluate" / task
+    folder = run / "evaluate" / task / "frozen-seed0"
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps(content))
 
