@@ -277,12 +277,32 @@ def inspect(
         print(picture)
 
 
+@app.command("score")
+def score(run: Annotated[Path, typer.Argument(help="A run's folder, or one cell's.")]) -> None:
+    """All scores again, from prediction files alone; exit code 1 if one differs from the result."""
+    from mg3d.score import score as run_score
+
+    found = run_score(run)
+    for cell, (numbers, lines) in found.items():
+        print(f"{cell}: {numbers} numbers, {len(lines) or 'none'} of the scores differ")
+        print("".join(f"    {line}\n" for line in lines), end="")
+    if any(lines for _, lines in found.values()):
+        sys.exit(1)
+
+
 @app.command("table")
 def table(run: Annotated[Path, typer.Argument(help="A pre-training run's folder.")]) -> None:
-    """Results of all downstream tasks of a run, beside their null baselines."""
+    """Results of all downstream tasks of a run: Markdown here; results.md, .csv and .html there."""
+    from mg3d.table import CSV, MARKDOWN, PAGE
     from mg3d.table import table as render
 
     print(render(run))
+    if (run / paths.EVALUATE / paths.MLFLOW_RUN_ID).exists():
+        from mg3d import tracking
+
+        evaluation = tracking.attach(run / paths.EVALUATE)
+        for name in (MARKDOWN, CSV, PAGE):
+            evaluation.log_file(run / name)
 
 
 def _print_summary(summary: dict[str, object]) -> None:
