@@ -154,6 +154,27 @@ def pretrain(
         sys.exit(launch.RESUMABLE)
 
 
+@app.command("import_weights")
+def import_weights(
+    file: Annotated[Path, typer.Argument(help="Published weights: .safetensors, .pt, .pth, ...")],
+    out: Annotated[Path, typer.Option("--out", help="A run's folder, e.g. runs/imported.")],
+    params: ParamsFile = paths.PARAMS,
+) -> None:
+    """Published weights -> a checkpoint under the params' contract; prints its folder last."""
+    tree = load_params(params)
+    from mg3d import tracking
+    from mg3d.training.import_weights import import_weights as run
+
+    checkpoint, encoder = run(file, out, tree.contract, tree.model, tree.objective)
+    model = tree.model.model_copy(update={"vision": encoder.params})
+    tree = tree.model_copy(update={"model": model})
+    save_params(tree, out / paths.RUN_PARAMS)
+    with tracking.track(out, "import_weights", tree):
+        pass
+    print(f"{encoder.coverage}: {encoder.coverage.fraction:.1%} of the encoder")
+    print(checkpoint)
+
+
 @app.command("evaluate")
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
