@@ -221,7 +221,26 @@ def describe(uri: str) -> dict[str, Any]:
         "run_id": version.run_id,
         **version.tags,
         "metrics": {key: round(value, 4) for key, value in sorted(run.data.metrics.items())},
+        "downstream": downstream_metrics(version.tags.get(CHECKPOINT_TAG, "")),
     }
+
+
+def downstream_metrics(checkpoint_sha256: str) -> dict[str, dict[str, float]]:
+    """Test metrics of every cell that was evaluated from a checkpoint, by the cell's name.
+
+    Of a cell that was evaluated in several folders, the newest counts.
+    """
+    store = client()
+    experiment = store.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    tagged = f"tags.{CHECKPOINT_TAG} = '{checkpoint_sha256}'"
+    runs = store.search_runs([experiment.experiment_id], tagged, order_by=["start_time ASC"])
+    found = {}
+    for run in runs:
+        of_test = {k: round(v, 4) for k, v in sorted(run.data.metrics.items()) if "/test/" in k}
+        if of_test:
+            found[str(run.info.run_name)] = of_test
+    return found
 
 
 def _find(store: MlflowClient, uri: str) -> Any:
