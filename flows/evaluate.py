@@ -1,26 +1,31 @@
-"""Fan out the downstream tasks: two at a time, all finish, then fail loudly."""
+"""Fan out the downstream tasks, their modes and seeds: all finish, then fail loudly."""
 
 from pathlib import Path
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import wait
+from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import child
 from flows.command_line import main
 from mg3d import launch, paths
-from mg3d.params import load_params
+from mg3d.params import Cell, load_params
 
 
-@task(task_run_name="{name}", cache_policy=NO_CACHE)
-def evaluate_one(name: str, checkpoint: Path, out: Path, params: Path) -> Path:
-    """One downstream task in its own process: its own seed, device and crash."""
-    flags = ("--task", name, "--out", out, "--params", params)
-    return Path(child.mg3d("evaluate", checkpoint, *flags, label=f"{name} | "))
+@task(task_run_name="{cell}", cache_policy=NO_CACHE)
+def evaluate_one(cell: Cell, checkpoint: Path, params: Path) -> Path:
+    """One cell in its own process: its own seed, device, memory limit and crash."""
+    flags = ("--task", cell.task, "--mode", cell.mode, "--seed", str(cell.seed))
+    out = paths.cell_folder(checkpoint.parent.parent, *cell)
+    return Path(
+        child.mg3d(
+            *("evaluate", checkpoint, *flags, "--out", out, "--params", params), label=f"{cell} | "
+        )
+    )
 
 
-@flow(task_runner=ThreadPoolTaskRunner(max_workers=2))  # type: ignore[arg-type]
+@flow
 def evaluate(
     checkpoint: Path, params: Path = paths.PARAMS, tasks: list[str] | None = None
 ) -> list[Path]:
@@ -28,23 +33,30 @@ def evaluate(
 
     Args:
         checkpoint: A checkpoint's folder; results go to the folder of its run.
-        params: A complete params file.
+        params: A complete params file; its section `evaluate` says which modes and seeds.
         tasks: Names under `downstream` in the params file; all of them when left out.
     """
-    names = load_params(params).downstream_tasks(tasks)
-    out = checkpoint.parent.parent / "evaluate"
-    with launch.ended_together():
-        futures = [evaluate_one.submit(name, checkpoint, out / name, params) for name in names]
+    tree = load_params(params)
+    cells = tree.cells(tasks)
+    runner: ThreadPoolTaskRunner[Path] = ThreadPoolTaskRunner(
+        max_workers=tree.evaluate.num_parallel
+    )
+    with runner, launch.ended_together():
+        futures: list[PrefectFuture[Path]] = [
+            runner.submit(evaluate_one, {"cell": cell, "checkpoint": checkpoint, "params": params})
+            for cell in cells
+        ]
         wait(futures)
     results = [future.result(raise_on_failure=False) for future in futures]
-    failed = {n: r for n, r in zip(names, results, strict=True) if not isinstance(r, Path)}
+    failed = {c: r for c, r in zip(cells, results, strict=True) if not isinstance(r, Path)}
     if failed:
         # one line each: the log of the task run has the rest, and Prefect repeats this text thrice
         causes = [
-            f"\n{name}: {(str(cause).splitlines() or [repr(cause)])[-1].removeprefix('  | ')}"
-            for name, cause in failed.items()
+            f"\n{cell}: {(str(cause).splitlines() or [repr(cause)])[-1].removeprefix('  | ')}"
+            for cell, cause in failed.items()
         ]
-        raise RuntimeError(f"downstream tasks failed: {', '.join(failed)}{''.join(causes)}")
+        names = ", ".join(map(str, failed))
+        raise RuntimeError(f"downstream tasks failed: {names}{''.join(causes)}")
     return results
 
 

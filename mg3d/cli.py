@@ -14,8 +14,8 @@ from typing import Annotated
 
 import typer
 
-from mg3d import paths
-from mg3d.params import DicomExport, load_params, save_params
+from mg3d import launch, paths
+from mg3d.params import Cell, DicomExport, load_params, save_params
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -133,7 +133,7 @@ def pretrain(
         raise ValueError(f"--resume {resume} has no {paths.CHECKPOINTS}/: name a run's folder")
     if force and resume is None:
         raise ValueError("--force goes with --resume RUN: name the run's folder")
-    from mg3d import launch, tracking
+    from mg3d import tracking
 
     if not launch.is_rank():
         from mg3d.experiments.run import pretrain_on_ranks
@@ -154,26 +154,65 @@ def pretrain(
         sys.exit(launch.RESUMABLE)
 
 
+@app.command("import_weights")
+def import_weights(
+    file: Annotated[Path, typer.Argument(help="Published weights: .safetensors, .pt, .pth, ...")],
+    out: Annotated[Path, typer.Option("--out", help="A run's folder, e.g. runs/imported.")],
+    params: ParamsFile = paths.PARAMS,
+) -> None:
+    """Published weights -> a checkpoint under the params' contract; prints its folder last."""
+    tree = load_params(params)
+    from mg3d import tracking
+    from mg3d.training.import_weights import import_weights as run
+
+    checkpoint, encoder = run(file, out, tree.contract, tree.model, tree.objective)
+    model = tree.model.model_copy(update={"vision": encoder.params})
+    tree = tree.model_copy(update={"model": model})
+    save_params(tree, out / paths.RUN_PARAMS)
+    with tracking.track(out, "import_weights", tree):
+        pass
+    print(f"{encoder.coverage}: {encoder.coverage.fraction:.1%} of the encoder")
+    print(checkpoint)
+
+
 @app.command("evaluate")
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
     task: Annotated[str, typer.Option("--task", help="A name under `downstream` in params.")],
     out: Out,
+    mode: Annotated[str | None, typer.Option("--mode", help="Instead of the task's own.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Instead of the task's own.")] = None,
     params: ParamsFile = paths.PARAMS,
 ) -> None:
     """One downstream task: predictions, then scores, then figures; prints the result file last."""
     tree = load_params(params)
     section = tree.downstream.task(task)
+    cell = Cell(task, section.mode, section.seed if seed is None else seed)
+    if mode is not None:
+        if mode not in section.MODES:
+            raise ValueError(f"{task} has no mode {mode}: use {', '.join(section.MODES)}")
+        cell = cell._replace(mode=mode)  # type: ignore[arg-type]
+    tree = tree.of_cell(cell)
+    launch.limit_memory(tree.evaluate.max_memory_gb)
     from mg3d import tracking
     from mg3d.downstream import DOWNSTREAM
     from mg3d.finetuning.task import evaluate as run
 
     save_params(tree, out / paths.RUN_PARAMS)
-    with tracking.track(out, task, tree, parent=checkpoint.parent.parent) as tracked:
-        data = paths.task_data(task)
-        result = run(DOWNSTREAM[task], checkpoint, data, out, section, tracked.on_metrics)
+    parent = tracking.evaluation(checkpoint, tree)
+    with tracking.track(out, str(cell), tree, parent=parent) as tracked:
+        result = run(
+            DOWNSTREAM[task],
+            checkpoint,
+            paths.task_data(task),
+            out,
+            tree.downstream.task(task),
+            tracked.on_metrics,
+            openings=paths.RUNS / paths.TEST_OPENINGS,
+        )
         tracked.log_result(result)
         tracked.log_folder(out / paths.FIGURES)
+        tracked.log_file(out / paths.SELECTION)
     print(out / paths.RESULT)
 
 
@@ -259,12 +298,32 @@ def inspect(
         print(picture)
 
 
+@app.command("score")
+def score(run: Annotated[Path, typer.Argument(help="A run's folder, or one cell's.")]) -> None:
+    """All scores again, from prediction files alone; exit code 1 if one differs from the result."""
+    from mg3d.score import score as run_score
+
+    found = run_score(run)
+    for cell, (numbers, lines) in found.items():
+        print(f"{cell}: {numbers} numbers, {len(lines) or 'none'} of the scores differ")
+        print("".join(f"    {line}\n" for line in lines), end="")
+    if any(lines for _, lines in found.values()):
+        sys.exit(1)
+
+
 @app.command("table")
 def table(run: Annotated[Path, typer.Argument(help="A pre-training run's folder.")]) -> None:
-    """Results of all downstream tasks of a run, beside their null baselines."""
+    """Results of all downstream tasks of a run: Markdown here; results.md, .csv and .html there."""
+    from mg3d.table import CSV, MARKDOWN, PAGE
     from mg3d.table import table as render
 
     print(render(run))
+    if (run / paths.EVALUATE / paths.MLFLOW_RUN_ID).exists():
+        from mg3d import tracking
+
+        evaluation = tracking.attach(run / paths.EVALUATE)
+        for name in (MARKDOWN, CSV, PAGE):
+            evaluation.log_file(run / name)
 
 
 def _print_summary(summary: dict[str, object]) -> None:

@@ -7,6 +7,7 @@ purpose: it hashes a few tables and sources, never the volumes (the manifest hol
 
 import hashlib
 import json
+import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -88,6 +89,17 @@ def libraries(names: Iterable[str] = LIBRARIES) -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "absent"
     return found
+
+
+def git_commit() -> str:
+    """HEAD, with ``+changes`` if the tree is dirty; ``unknown`` outside a checkout."""
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        return "unknown"
+    changes = subprocess.run(
+        ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True
+    ).stdout
+    return head.stdout.strip() + ("+changes" if changes.strip() else "")
 
 
 def pretrain_fingerprint(

@@ -7,6 +7,7 @@ a cancelled flow) ends the child and all its descendants too.
 
 import os
 import queue
+import resource
 import shlex
 import signal
 import subprocess
@@ -55,6 +56,16 @@ class CommandError(RuntimeError):
 def show(line: str) -> None:
     """Print a line at once."""
     print(line, flush=True)
+
+
+def limit_memory(max_memory_gb: float | None) -> None:
+    """Let this process and its children hold so much private memory; more fails to be allocated.
+
+    CUDA maps host memory of its own: on a GPU leave room for it, or set no limit.
+    """
+    if max_memory_gb is not None:
+        limit = int(max_memory_gb * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def run(

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -449,10 +449,16 @@ class Pretrain(Section):
         return self
 
 
+Mode = Literal["frozen", "finetune", "scratch", "zero_shot"]
+
+
 class Finetune(Section):
     """Shared settings of a downstream task."""
 
-    mode: Literal["frozen", "finetune", "scratch", "zero_shot"] = "frozen"
+    #: Those that `evaluate.modes` may ask of it.
+    MODES: ClassVar[tuple[Mode, ...]] = ("scratch", "finetune", "frozen")
+
+    mode: Mode = "frozen"
     seed: int = 0
     num_steps: int = Field(100, ge=0)
     batch_size: int = Field(8, ge=1)
@@ -499,6 +505,8 @@ class Covid1920(Finetune):
 class CtRateRetrieval(Finetune):
     """Report <-> volume retrieval (spec/downstream 3)."""
 
+    MODES = ("zero_shot", "frozen")
+
 
 class CtrgReport(Finetune):
     """Report generation (spec/downstream 4)."""
@@ -531,6 +539,39 @@ class Downstream(Section):
         if name not in known:
             raise ValueError(f"unknown downstream task {name!r}: choose from {', '.join(known)}")
         return getattr(self, name)
+
+
+class Cell(NamedTuple):
+    """One evaluation: a downstream task in one mode with one seed of training."""
+
+    task: str
+    mode: Mode
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.task}/{self.mode}-seed{self.seed}"
+
+
+class Evaluate(Section):
+    """The cells of the results table, and what they may use side by side.
+
+    A task that does not know a mode (zero_shot of a classifier) leaves it out, and keeps its own
+    where it knows none. ``max_memory_gb`` limits each cell's process.
+    """
+
+    modes: tuple[Mode, ...] = Field((), description="of each task; empty: the task's own mode")
+    seeds: tuple[int, ...] = Field((), description="of each task; empty: the task's own seed")
+    num_parallel: int = Field(2, ge=1, description="cells at once, a process each")
+    max_memory_gb: float | None = Field(None, gt=0, description="of a cell; null: no limit")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Evaluate":
+        if len(set(self.modes)) < len(self.modes):
+            raise ValueError(
+                f"modes {list(self.modes)} has a mode twice: each is a cell of its own"
+            )
+        _check_distinct("seeds", self.seeds)
+        return self
 
 
 class Register(Section):
@@ -597,6 +638,7 @@ class Params(Section):
     objective: Objective
     pretrain: Pretrain
     downstream: Downstream
+    evaluate: Evaluate
     register_: Register = Field(alias="register")
     ablate: Ablate
     scale: Scale
@@ -639,6 +681,23 @@ class Params(Section):
                 "untrained: give it a value, e.g. 0.1, or choose the other tasks"
             )
         return names
+
+    def cells(self, chosen: Sequence[str] | None = None) -> list[Cell]:
+        """Of `downstream_tasks`, in every mode of `evaluate` that a task knows, with every seed."""
+        found = []
+        for name in self.downstream_tasks(chosen):
+            section = self.downstream.task(name)
+            modes = [mode for mode in self.evaluate.modes if mode in section.MODES]
+            for mode in modes or [section.mode]:
+                found += [Cell(name, mode, seed) for seed in self.evaluate.seeds or [section.seed]]
+        return found
+
+    def of_cell(self, cell: Cell) -> "Params":
+        """These params, with the cell's mode and seed in its task's section."""
+        section = self.downstream.task(cell.task)
+        section = section.model_copy(update={"mode": cell.mode, "seed": cell.seed})
+        downstream = self.downstream.model_copy(update={cell.task: section})
+        return self.model_copy(update={"downstream": downstream})
 
 
 class _UniqueKeys(yaml.SafeLoader):

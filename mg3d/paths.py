@@ -41,6 +41,9 @@ TRAINING_STATE = "training_state.safetensors"
 RESULT = "result.json"
 FIGURES = "figures"
 PREDICTIONS = "predictions"
+SELECTION = "selection.json"
+EVALUATE = "evaluate"
+TEST_OPENINGS = "test_openings.jsonl"
 FINGERPRINT = "fingerprint.json"
 MLFLOW_RUN_ID = "mlflow_run_id"
 
@@ -53,6 +56,11 @@ def stage_folder(stage: str, prepared: Path = PREPARED) -> Path:
 def task_data(task: str, data: Path = DATA) -> Path:
     """Folder where the data set of a downstream task lies, in its official layout."""
     return data / "downstream" / task
+
+
+def cell_folder(run: Path, task: str, mode: str, seed: int) -> Path:
+    """Folder of one evaluation of a run: a downstream task in one mode with one seed."""
+    return run / EVALUATE / task / f"{mode}-seed{seed}"
 
 
 @contextmanager

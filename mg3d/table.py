@@ -1,51 +1,273 @@
-"""`mg3d table`: the results of one run over its downstream tasks, beside their null baselines."""
+"""`mg3d table`: the results of one run, downstream task x mode over seeds, beside their nulls.
 
+Several seeds become one row: the mean on the same test cases, its interval by patient, the
+deviation over seeds. A pre-trained mode is tested against ``scratch`` of the same task, paired on
+the patients. Markdown, CSV and one page that needs no network, all beside the results.
+"""
+
+import base64
+import csv
+import html
+import io
 import json
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mg3d import paths
+from mg3d.figures.forest import Line, forest
+from mg3d.metrics.bootstrap import Difference, Estimate, mean_of, paired_difference
+from mg3d.score import params_of, results, samples_of
 
-COLUMNS = ("task", "mode", "metric", "value", "95 % interval", "null baselines", "used", "left out")
+MARKDOWN, CSV, PAGE = "results.md", "results.csv", "results.html"
+SEED = 0
+BASELINE = "scratch"
+COLUMNS = (
+    "task",
+    "mode",
+    "seeds",
+    "metric",
+    "value",
+    "95 % interval",
+    "SD of seeds",
+    "null baselines",
+    "minus scratch",
+    "p",
+    "used",
+    "left out",
+)
+CSV_COLUMNS = (
+    *("task", "mode", "metric", "value", "low", "high", "reason", "spread", "seeds", "nulls"),
+    *("difference", "difference_low", "difference_high", "p_value"),
+    *("used", "left_out", "test_openings"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One task in one mode over its seeds; ``folders`` are those of its cells."""
+
+    task: str
+    mode: str
+    metric: str
+    of_seed: Mapping[int, float | None]
+    estimate: Estimate
+    spread: float | None
+    nulls: Mapping[str, float | None]
+    against_scratch: Difference | None
+    used: int
+    left_out: int
+    test_openings: int
+    folders: tuple[Path, ...]
+
+    def cells(self) -> tuple[str, ...]:
+        """As text, in the order of `COLUMNS`."""
+        difference = self.against_scratch
+        return (
+            self.task,
+            self.mode,
+            str(len(self.of_seed)),
+            self.metric,
+            _number(self.estimate.value),
+            _interval(self.estimate.interval),
+            _number(self.spread, "-"),
+            ", ".join(f"{name} {_number(value)}" for name, value in self.nulls.items()),
+            "-"
+            if difference is None or difference.value is None
+            else f"{difference.value:+.3f} ({_interval(difference.interval)})",
+            "-" if difference is None else _number(difference.p_value, "-"),
+            str(self.used),
+            str(self.left_out),
+        )
 
 
 def table(run: Path) -> str:
-    """Markdown table of ``run/evaluate/*/result.json``; also written to ``run/results.md``.
+    """Markdown of the results under ``run``; writes ``results.md``, ``.csv`` and ``.html`` there.
 
     Raises ValueError if no task of the run has a result.
     """
-    files = sorted(run.glob(f"evaluate/*/{paths.RESULT}"))
-    if not files:
-        raise ValueError(f"no results under {run}/evaluate: run `mg3d evaluate` first")
-    rows = [COLUMNS, *(_row(json.loads(file.read_text())) for file in files)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    lines = [
-        "| "
-        + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        + " |"
-        for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    text = "\n".join(lines)
-    with paths.atomic_write(run / "results.md") as temporary:
-        temporary.write_text(text + "\n")
+    found = rows(run)
+    text = _markdown(found)
+    for name, content in ((MARKDOWN, text + "\n"), (CSV, _csv(found)), (PAGE, _page(run, found))):
+        with paths.atomic_write(run / name) as temporary:
+            temporary.write_text(content)
     return text
 
 
-def _row(result: dict) -> tuple[str, ...]:
-    headline = result["headline"]
-    interval = headline["interval"]
-    nulls = ", ".join(f"{name} {_number(value)}" for name, value in headline["null"].items())
-    return (
-        result["task"],
-        result["mode"],
-        headline["name"],
-        _number(headline["value"]),
-        f"{_number(interval[0])} to {_number(interval[1])}" if interval else "-",
-        nulls,
-        str(result["ledger"]["used"]),
-        str(result["ledger"]["quarantined"]),
+def rows(run: Path) -> list[Row]:
+    """One per task and mode, by name, ``scratch`` first. Raises ValueError without results."""
+    cells: dict[tuple[str, str], dict[Path, dict[str, Any]]] = defaultdict(dict)
+    for folder, result in results(run).items():
+        cells[result["task"], result["mode"]][folder] = result
+    order = sorted(cells, key=lambda key: (key[0], key[1] != BASELINE, key[1]))
+    compared = {task for task, mode in order if mode == BASELINE}
+    means: dict[tuple[str, str], Estimate] = {}
+    found = []
+    for task, mode in order:
+        of_cell = cells[task, mode]
+        first, last = next(iter(of_cell.values())), list(of_cell.values())[-1]
+        metric = first["headline"]["name"]
+        if task in compared:  # one metric for all modes
+            metric = next(iter(cells[task, BASELINE].values()))["headline"]["name"]
+        estimate = _recorded(first, metric)
+        if task in compared or len(of_cell) > 1:
+            num_resamples = params_of(first).num_bootstrap
+            seeds = [samples_of(*item).metrics[metric] for item in of_cell.items()]
+            means[task, mode] = mean_of(seeds, num_resamples=num_resamples, seed=SEED)
+            if len(of_cell) > 1:
+                estimate = means[task, mode]
+        difference = None
+        if task in compared and mode != BASELINE:
+            difference = paired_difference(
+                means[task, BASELINE],
+                means[task, mode],
+                num_resamples=params_of(first).num_bootstrap,
+                seed=SEED,
+            )
+        values = {r["seed"]: _recorded(r, metric).value for r in of_cell.values()}
+        known = [value for value in values.values() if value is not None]
+        found.append(
+            Row(
+                task=task,
+                mode=mode,
+                metric=metric,
+                of_seed=dict(sorted(values.items())),
+                estimate=estimate,
+                spread=statistics.stdev(known) if len(known) > 1 else None,
+                nulls=_nulls(list(of_cell.values()), metric),
+                against_scratch=difference,
+                used=first["ledger"]["used"],
+                left_out=first["ledger"]["quarantined"],
+                test_openings=last.get("test_openings", 0),
+                folders=tuple(of_cell),
+            )
+        )
+    return found
+
+
+def _recorded(result: Mapping[str, Any], metric: str) -> Estimate:
+    """The estimate as ``result.json`` has it."""
+    recorded = result["metrics"][metric]
+    interval = recorded["interval"]
+    return Estimate(
+        recorded["value"],
+        (interval[0], interval[1]) if interval else None,
+        recorded.get("reason"),
     )
 
 
-def _number(value: float | None) -> str:
-    return "null" if value is None else f"{value:.3f}"
+def _nulls(of_seeds: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float | None]:
+    """Mean over seeds of each null baseline; None where one of them has no value."""
+    nulls: dict[str, float | None] = {}
+    for name, metrics in of_seeds[0]["nulls"].items():
+        if metric in metrics:
+            values = [result["nulls"][name][metric]["value"] for result in of_seeds]
+            nulls[name] = None if None in values else statistics.fmean(values)
+    return nulls
+
+
+def _markdown(found: Sequence[Row]) -> str:
+    lines = [COLUMNS, *(row.cells() for row in found)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+    text = [
+        "| "
+        + " | ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True))
+        + " |"
+        for line in lines
+    ]
+    text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(text)
+
+
+def _csv(found: Sequence[Row]) -> str:
+    """Numbers in full, an interval in two columns; nulls and seeds as ``name=value`` lists."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for row in found:
+        difference = row.against_scratch or Difference(None)
+        writer.writerow(
+            [
+                *(row.task, row.mode, row.metric, row.estimate.value),
+                *(row.estimate.interval or (None, None)),
+                *(row.estimate.reason, row.spread, _list(row.of_seed), _list(row.nulls)),
+                difference.value,
+                *(difference.interval or (None, None)),
+                *(difference.p_value, row.used, row.left_out, row.test_openings),
+            ]
+        )
+    return out.getvalue()
+
+
+def _page(run: Path, found: Sequence[Row]) -> str:
+    """One HTML page with everything inside it: no script, no font, no picture from elsewhere."""
+    lines = [
+        Line(f"{row.task}, {row.mode}", row.estimate.value, row.estimate.interval, row.nulls)
+        for row in found
+    ]
+    drawn = io.BytesIO()
+    forest(lines).savefig(drawn, format="png", dpi=110)
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in COLUMNS)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.cells()) + "</tr>\n"
+        for row in found
+    )
+    title = f"Downstream results of {html.escape(run.name)}"
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>\n'
+        "<style>body{font:14px sans-serif;margin:2em;max-width:90em}"
+        "table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.3em .6em;"
+        "text-align:left}img{max-width:100%}</style>\n"
+        f"<h1>{title}</h1>\n<table><tr>{head}</tr>\n{body}</table>\n"
+        "<p>Intervals: bootstrap by patient. Minus scratch: paired on the same patients, interval "
+        "and two-sided p value. Several seeds: mean and standard deviation; the interval is that "
+        "of the mean.</p>\n"
+        f"{_picture(drawn.getvalue(), 'Forest plot of the table')}\n"
+        + "".join(_details(folder) for row in found for folder in row.folders)
+        + "</html>\n"
+    )
+
+
+def _details(folder: Path) -> str:
+    """What a reader of one cell's numbers must know, and its figures."""
+    result = json.loads((folder / paths.RESULT).read_text())
+    facts = {
+        "cases": result.get("cases"),
+        "left out": result["ledger"].get("reasons"),
+        "chosen on validation": result.get("selection"),
+        "selections that opened this test split": result.get("test_openings"),
+        "encoder coverage": result.get("encoder_coverage"),
+        "unavailable": result.get("unavailable"),
+    }
+    listed = "".join(
+        f"<li>{html.escape(name)}: {html.escape(json.dumps(fact))}</li>"
+        for name, fact in facts.items()
+        if fact
+    )
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in result.get("notes", ()))
+    pictures = "".join(
+        _picture(file.read_bytes(), file.stem)
+        for file in sorted((folder / paths.FIGURES).glob("*.png"))
+    )
+    name = html.escape(f"{result['task']}/{folder.name}")
+    return f"<details><summary>{name}</summary><ul>{listed}{notes}</ul>{pictures}</details>\n"
+
+
+def _picture(png: bytes, name: str) -> str:
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">'
+
+
+def _list(values: Mapping[Any, float | None]) -> str:
+    return ";".join(f"{name}={'' if value is None else value}" for name, value in values.items())
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return f"{_number(interval[0])} to {_number(interval[1])}" if interval else "-"
+
+
+def _number(value: float | None, none: str = "null") -> str:
+    return none if value is None else f"{value:.3f}"

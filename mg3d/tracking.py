@@ -5,10 +5,10 @@ folder, so ranks, retries and resumes continue the same run. The store is a data
 sqlite under ``runs/`` unless ``MLFLOW_TRACKING_URI`` names a server.
 """
 
+import fcntl
 import hashlib
 import importlib.metadata
 import os
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,10 +25,12 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from mg3d import paths
+from mg3d.fingerprint import git_commit
 from mg3d.params import Params, Register
 from mg3d.registered_encoder import RegisteredEncoder
 
 EXPERIMENT = "mg3d"
+CHECKPOINT_TAG = "checkpoint_sha256"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Tracked:
     def log_result(self, result: dict[str, Any]) -> None:
         """Store a downstream result: the file; headline, interval and nulls as metrics."""
         self.client.log_dict(self.run_id, result, paths.RESULT)
+        if "checkpoint_sha256" in result:
+            self.client.set_tag(self.run_id, CHECKPOINT_TAG, result["checkpoint_sha256"])
         headline, task = result["headline"], result["task"]
         low, high = headline["interval"] or (None, None)
         values = {
@@ -126,6 +130,23 @@ def track(folder: Path, name: str, params: Params, parent: Path | None = None) -
     store.set_terminated(tracked.run_id, "FINISHED")
 
 
+def evaluation(checkpoint: Path, params: Params) -> Path:
+    """The folder whose MLflow run is the parent of a checkpoint's downstream tasks.
+
+    It is created by the first of the tasks that run side by side, as a child of the pre-training;
+    ``checkpoint_sha256`` is its tag.
+    """
+    run = checkpoint.parent.parent
+    folder = run / paths.EVALUATE
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = _sha256(checkpoint / paths.WEIGHTS)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with track(folder, f"evaluate {run.name}", params, parent=run) as tracked:
+            tracked.client.set_tag(tracked.run_id, CHECKPOINT_TAG, digest)
+    return folder
+
+
 def register(run: Path, params: Register) -> str:
     """Make a pre-training run's final encoder a version of a registered model; return its URI.
 
@@ -141,13 +162,13 @@ def register(run: Path, params: Register) -> str:
     store = client()
     digest = _sha256(checkpoint / paths.WEIGHTS)
     for known in _versions(store, params.name):
-        if known.tags.get("checkpoint_sha256") == digest:
+        if known.tags.get(CHECKPOINT_TAG) == digest:
             store.set_registered_model_alias(params.name, params.alias, known.version)
             return f"models:/{params.name}/{known.version}"
 
     _, _, contract = load_encoder(checkpoint)
     tags = {
-        "checkpoint_sha256": digest,
+        CHECKPOINT_TAG: digest,
         "contract": contract.digest(),
         "git_commit": git_commit(),
         "dvc_lock_sha256": _sha256(paths.DVC_LOCK),
@@ -200,18 +221,26 @@ def describe(uri: str) -> dict[str, Any]:
         "run_id": version.run_id,
         **version.tags,
         "metrics": {key: round(value, 4) for key, value in sorted(run.data.metrics.items())},
+        "downstream": downstream_metrics(version.tags.get(CHECKPOINT_TAG, "")),
     }
 
 
-def git_commit() -> str:
-    """HEAD, with ``+changes`` if the tree is dirty; ``unknown`` outside a checkout."""
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    if head.returncode:
-        return "unknown"
-    changes = subprocess.run(
-        ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True
-    ).stdout
-    return head.stdout.strip() + ("+changes" if changes.strip() else "")
+def downstream_metrics(checkpoint_sha256: str) -> dict[str, dict[str, float]]:
+    """Test metrics of every cell that was evaluated from a checkpoint, by the cell's name.
+
+    Of a cell that was evaluated in several folders, the newest counts.
+    """
+    store = client()
+    experiment = store.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    tagged = f"tags.{CHECKPOINT_TAG} = '{checkpoint_sha256}'"
+    runs = store.search_runs([experiment.experiment_id], tagged, order_by=["start_time ASC"])
+    found = {}
+    for run in runs:
+        of_test = {k: round(v, 4) for k, v in sorted(run.data.metrics.items()) if "/test/" in k}
+        if of_test:
+            found[str(run.info.run_name)] = of_test
+    return found
 
 
 def _find(store: MlflowClient, uri: str) -> Any:

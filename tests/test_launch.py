@@ -222,3 +222,13 @@ def test_ranks_know_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_importing_launch_does_not_import_torch() -> None:
     code = "import sys; import mg3d.launch; print('torch' in sys.modules)"
     assert launch.run(python(code), lambda line: None, env=dict(os.environ)) == "False"
+
+
+def test_a_process_over_its_memory_limit_fails_and_others_do_not() -> None:
+    code = (
+        "from mg3d.launch import limit_memory; limit_memory({limit}); "
+        "import numpy; print(numpy.ones(2**26).sum())"  # 0.5 GB
+    )
+    assert launch.run([sys.executable, "-c", code.format(limit=1.0)]) == "67108864.0"
+    with pytest.raises(launch.CommandError, match=r"Unable to allocate 512\. MiB"):
+        launch.run([sys.executable, "-c", code.format(limit=0.25)])

@@ -244,3 +244,28 @@ def test_a_linear_pool_names_the_tokens_it_needs() -> None:
 def test_cross_attention_has_no_gates_to_pool() -> None:
     with pytest.raises(ValueError, match="cross_attention has none"):
         Model(fusion="cross_attention", fusion_pool="attention")
+
+
+def test_cells_are_tasks_times_their_modes_times_seeds(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    demo = load(tree, tmp_path)
+    own = dict(demo.downstream)
+    assert demo.cells() == [(name, own[name].mode, own[name].seed) for name in own]
+    assign(tree, "evaluate.modes", ["scratch", "frozen"])
+    assign(tree, "evaluate.seeds", [0, 1])
+    wide = load(tree, tmp_path)
+    assert list(map(str, wide.cells(["ct_rate_retrieval", "stoic2021"]))) == [
+        "ct_rate_retrieval/frozen-seed0",  # it knows no scratch
+        "ct_rate_retrieval/frozen-seed1",
+        "stoic2021/scratch-seed0",
+        "stoic2021/scratch-seed1",
+        "stoic2021/frozen-seed0",
+        "stoic2021/frozen-seed1",
+    ]
+    of_cell = wide.of_cell(wide.cells(["stoic2021"])[1])
+    assert (of_cell.downstream.stoic2021.mode, of_cell.downstream.stoic2021.seed) == ("scratch", 1)
+    assert of_cell.downstream.covid19_20 == wide.downstream.covid19_20
+    assign(tree, "evaluate.seeds", [1, 1])
+    with pytest.raises(ValueError, match=r"seeds \[1, 1\] has a value twice"):
+        load(tree, tmp_path)

@@ -1,44 +1,156 @@
-"""The results table: one row per task, nulls beside the value, null instead of 0."""
+"""The results table: a row per task and mode, nulls beside the value, null instead of 0."""
 
+import csv
 import json
+import re
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
-from mg3d.table import table
+from mg3d.downstream import DOWNSTREAM
+from mg3d.finetuning.task import score as score_task
+from mg3d.params import Stoic2021
+from mg3d.score import score
+from mg3d.table import rows, table
+
+COVID = np.array([0, 1] * 12)
+BASE = Stoic2021(num_bootstrap=400)
 
 
-def result(task: str, value: float | None, interval: list[float] | None) -> dict:
-    return {
-        "task": task,
-        "mode": "frozen",
-        "headline": {
-            "name": "auroc",
-            "value": value,
-            "interval": interval,
-            "null": {"chance": 0.5},
-        },
-        "ledger": {"used": 8, "quarantined": 1},
+def write(run: Path, mode: str, seed: int, probability: np.ndarray) -> Path:
+    """A cell of stoic2021 as an evaluation writes it, from probabilities of 24 patients."""
+    folder = run / "evaluate" / "stoic2021" / f"{mode}-seed{seed}"
+    (folder / "predictions").mkdir(parents=True)
+    names = [f"case-{n:02d}" for n in range(24)]
+    severe = np.where(COVID == 1, np.arange(24) // 6 % 2, np.nan)
+    for system, p in (
+        ("model", probability),
+        ("prevalence", np.full(24, 0.5)),
+        ("random_encoder", np.linspace(0, 1, 24)),
+    ):
+        columns = {"case_id": names, "patient_id": names, "covid": COVID, "severe": severe}
+        pd.DataFrame({**columns, "p_covid": p, "p_severe": p}).to_csv(
+            folder / "predictions" / f"{system}.csv", index=False
+        )
+    params = BASE.model_copy(update={"mode": mode, "seed": seed})
+    result = {
+        "task": "stoic2021",
+        "mode": mode,
+        "seed": seed,
+        **score_task(DOWNSTREAM["stoic2021"], folder, params),
+        "ledger": {"used": 60, "quarantined": 2, "reasons": {"unreadable": 2}},
+        "test_openings": seed + 1,
+        "inputs": {"params": params.model_dump(mode="json")},
     }
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
 
 
-def write(run: Path, task: str, content: dict) -> None:
-    folder = run / "evaluate" / task
-    folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps(content))
+def severity(strength: float, seed: int) -> np.ndarray:
+    """Probabilities that know the severity as well as ``strength`` says."""
+    noise = np.random.default_rng(seed).random(24)
+    return strength * (np.arange(24) // 6 % 2) + (1 - strength) * noise
 
 
-def test_rows_hold_value_interval_and_nulls(tmp_path: Path) -> None:
-    write(tmp_path, "b", result("b", 0.75, [0.6, 0.9]))
-    write(tmp_path, "a", result("a", None, None))
-    lines = table(tmp_path).splitlines()
-    assert [cell.strip() for cell in lines[2].split("|")][1:-1] == (
-        ["a", "frozen", "auroc", "null", "-", "chance 0.500", "8", "1"]
-    )
-    assert "0.750 | 0.600 to 0.900" in lines[3]
-    assert (tmp_path / "results.md").read_text().splitlines() == lines
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    for seed in (0, 1, 2):
+        write(tmp_path, "scratch", seed, severity(0.05, seed))
+        write(tmp_path, "frozen", seed, severity(0.45, 10 + seed))
+    return tmp_path
+
+
+def auroc(probability: np.ndarray) -> float:
+    positive = COVID == 1
+    return float(roc_auc_score((np.arange(24) // 6 % 2)[positive], probability[positive]))
+
+
+def test_seeds_become_one_row_and_frozen_is_tested_against_scratch(run: Path) -> None:
+    scratch, frozen = rows(run)
+    assert (scratch.mode, frozen.mode, frozen.metric) == ("scratch", "frozen", "severe_auroc")
+    per_seed = {seed: auroc(severity(0.45, 10 + seed)) for seed in (0, 1, 2)}
+    assert frozen.of_seed == pytest.approx(per_seed)
+    assert frozen.estimate.value == pytest.approx(np.mean(list(per_seed.values())))
+    assert frozen.spread == pytest.approx(np.std(list(per_seed.values()), ddof=1))
+    assert scratch.against_scratch is None
+    difference = frozen.against_scratch
+    assert difference is not None
+    assert scratch.estimate.value is not None
+    assert difference.value == pytest.approx(frozen.estimate.value - scratch.estimate.value)
+    assert difference.interval is not None
+    assert difference.interval[0] < difference.value < difference.interval[1]  # type: ignore[operator]
+    assert difference.p_value is not None
+    assert (difference.interval[0] > 0) == (difference.p_value < 0.05)
+    assert frozen.nulls["prevalence"] == 0.5
+    assert (frozen.used, frozen.left_out, frozen.test_openings) == (60, 2, 3)
+
+
+def test_markdown_csv_and_a_page_that_needs_no_network(run: Path) -> None:
+    text = table(run)
+    assert (run / "results.md").read_text() == text + "\n"
+    lines = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert lines[2][:4] == ["stoic2021", "scratch", "3", "severe_auroc"]
+    assert lines[2][8:] == ["-", "-", "60", "2"]
+    assert re.fullmatch(r"\+0\.\d{3} \(-?0\.\d{3} to 0\.\d{3}\)", lines[3][8])
+    (first, second) = csv.DictReader((run / "results.csv").read_text().splitlines())
+    assert first["difference"] == ""
+    assert float(second["value"]) == rows(run)[1].estimate.value
+    assert "prevalence=0.5" in second["nulls"]
+    page = (run / "results.html").read_text()
+    links = re.findall(r"(?:src|href)=\"([^\"]{0,22})", page)
+    assert links
+    assert all(link.startswith("data:image/png;base64") for link in links)
+    assert "<script" not in page
+    assert page.count("<tr>") == 3
+    assert page.count("<details>") == 6
+    assert "unreadable" in page
+
+
+def test_one_cell_is_as_recorded_and_null_is_not_zero(tmp_path: Path) -> None:
+    folder = write(tmp_path, "frozen", 0, severity(0.3, 0))
+    result = json.loads((folder / "result.json").read_text())
+    (row,) = rows(tmp_path)
+    assert row.estimate.value == result["headline"]["value"]
+    assert list(row.estimate.interval or ()) == result["headline"]["interval"]
+    assert (row.spread, row.against_scratch) == (None, None)
+    result["metrics"]["severe_auroc"] = {"value": None, "interval": None, "reason": "one class"}
+    (folder / "result.json").write_text(json.dumps(result))
+    assert table(tmp_path).splitlines()[2].split("|")[5].strip() == "null"
+    (line,) = csv.DictReader((tmp_path / "results.csv").read_text().splitlines())
+    assert (line["value"], line["reason"]) == ("", "one class")
+
+
+def test_other_test_cases_are_not_compared(tmp_path: Path) -> None:
+    write(tmp_path, "scratch", 0, severity(0.3, 0))
+    folder = write(tmp_path, "frozen", 0, severity(0.3, 0))
+    for file in (folder / "predictions").iterdir():
+        file.write_text(file.read_text().replace("case-", "other-"))
+    difference = rows(tmp_path)[1].against_scratch
+    assert difference is not None
+    assert (difference.value, difference.reason) == (None, "not the same cases")
+
+
+def test_scores_come_again_from_the_files_and_a_changed_one_is_named(run: Path) -> None:
+    found = score(run)
+    assert len(found) == 6
+    assert all(numbers > 40 and not lines for numbers, lines in found.values())
+    folder = run / "evaluate" / "stoic2021" / "frozen-seed1"
+    file = folder / "predictions" / "model.csv"
+    predicted = pd.read_csv(file)
+    predicted["p_severe"] = 1 - predicted["p_severe"]
+    predicted.to_csv(file, index=False)
+    ((name, (_, lines)),) = score(folder).items()
+    assert name == "stoic2021/frozen-seed1"
+    changed = {line.split(":")[0] for line in lines}
+    assert "metrics/severe_auroc/value" in changed
+    assert not any("covid" in line for line in lines)
+    assert not score(run)["stoic2021/frozen-seed0"][1]
 
 
 def test_no_results_names_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="mg3d evaluate"):
-        table(tmp_path)
+    for function in (table, score):
+        with pytest.raises(ValueError, match="mg3d evaluate"):
+            function(tmp_path)

@@ -105,6 +105,40 @@ def test_a_result_is_recorded_with_interval_and_nulls_and_no_zero_for_null(
     }
 
 
+def test_cells_hang_under_one_evaluation_and_are_found_by_checkpoint(
+    run: Path, params: Params
+) -> None:
+    from mg3d import tracking
+    from mg3d.fingerprint import file_sha256
+    from mg3d.training.checkpoint import latest
+
+    checkpoint = latest(run / paths.CHECKPOINTS)
+    assert checkpoint is not None
+    digest = file_sha256(checkpoint / paths.WEIGHTS)
+    headline = {"name": "auroc", "value": 0.75, "interval": None, "null": {"a": 0.5}}
+    parents = set()
+    for cell in params.cells():
+        parent = tracking.evaluation(checkpoint, params)
+        parents.add((parent / paths.MLFLOW_RUN_ID).read_text())
+        with tracking.track(paths.cell_folder(run, *cell), str(cell), params, parent) as tracked:
+            tracked.log_result(
+                {"task": cell.task, "headline": headline, "checkpoint_sha256": digest}
+            )
+    (evaluation,) = parents
+    store = tracking.client()
+    tags = store.get_run(evaluation.strip()).data.tags
+    assert tags["mlflow.parentRunId"] == tracking.attach(run).run_id
+    assert tags[tracking.CHECKPOINT_TAG] == digest
+    found = tracking.downstream_metrics(digest)
+    assert list(found) == [str(cell) for cell in params.cells()]
+    assert found["stoic2021/frozen-seed0"] == {
+        "stoic2021/test/auroc": 0.75, "stoic2021/test/null_a": 0.5,
+    }  # fmt: skip
+    assert tracking.downstream_metrics("another") == {}
+    uri = tracking.register(run, params.register_)
+    assert tracking.describe(uri)["downstream"] == found
+
+
 def test_the_registered_encoder_equals_the_checkpoint_and_is_registered_once(
     run: Path, params: Params
 ) -> None:

@@ -136,7 +136,9 @@ def evaluate_tasks(checkpoint: Path, params: Params, tasks: Sequence[str]) -> di
         except ValueError as error:
             found[task] = {"value": None, "reason": str(error)}
             continue
-        flags = ["--task", task, "--out", str(run / "evaluate" / task)]
+        section = params.downstream.task(task)
+        out = paths.cell_folder(run, task, section.mode, section.seed)
+        flags = ["--task", task, "--out", str(out)]
         flags += ["--params", str(run / paths.RUN_PARAMS)]
         result = launch.run([sys.executable, "-m", "mg3d.cli", "evaluate", str(checkpoint), *flags])
         headline = json.loads(Path(result).read_text())["headline"]

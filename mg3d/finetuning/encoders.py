@@ -1,6 +1,5 @@
 """The image encoder a task starts from: pre-trained, or random of the same architecture."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +19,12 @@ def starting_encoder(
 ) -> tuple["VolumeEncoder", VolumeContract, dict[str, Any]]:
     """Encoder by mode (``scratch``: random), the contract it needs, and provenance for the result.
 
-    Provenance: ``contract_digest`` and ``encoder_coverage`` (None from scratch).
+    Provenance: ``contract_digest`` and ``encoder_coverage`` (None from scratch: nothing is loaded).
     """
     encoder, coverage, contract = load_encoder(checkpoint)
     if params.mode == "scratch":
         encoder = random_encoder(checkpoint, params.seed)
-    used = asdict(coverage) if params.mode != "scratch" else None
+    used = coverage.as_json() if params.mode != "scratch" else None
     return encoder, contract, {"contract_digest": contract.digest(), "encoder_coverage": used}
 
 

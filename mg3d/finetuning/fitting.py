@@ -1,15 +1,19 @@
 """How a head is trained: AdamW and the schedule of pre-training, through the one loop.
 
-Every step is fixed beforehand and the last one is used: nothing is selected, so validation and test
-stay unseen. Validation losses are reported only.
+Of a few steps, evenly spaced, the one with the lowest validation loss is kept; without validation
+cases it is the last. The choice enters the evaluation's `Selection`.
 """
 
+import hashlib
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from mg3d.finetuning.selection import choose
 from mg3d.finetuning.task import Case, OnMetrics
 from mg3d.params import Finetune
 from mg3d.training.loop import fit
@@ -18,6 +22,22 @@ from mg3d.training.schedule import parameter_groups, warmup_then_decay
 
 WARMUP_FRACTION = 0.1
 CLIP_NORM = 1.0
+NUM_CANDIDATES = 5
+
+
+@dataclass
+class Best:
+    """The weights with the lowest validation loss so far, and its step."""
+
+    step: int = 0
+    loss: float = math.inf
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def offer(self, step: int, loss: float, module: nn.Module) -> None:
+        """Keep a copy of the weights if ``loss`` is lower; of equal ones the first stays."""
+        if loss < self.loss:
+            self.step, self.loss = step, loss
+            self.weights = {name: t.detach().clone() for name, t in module.state_dict().items()}
 
 
 def fit_head(
@@ -29,10 +49,11 @@ def fit_head(
     on_metrics: OnMetrics,
     prefix: str,
 ) -> None:
-    """Train what in ``step_module`` requires a gradient; leaves it in eval mode.
+    """Train what in ``step_module`` requires a gradient; leaves the best step in eval mode.
 
-    ``step_module(make_batch(cases))`` returns losses by name with ``"total"``. Raises ValueError
-    without training cases.
+    ``step_module(make_batch(cases))`` returns losses by name with ``"total"``. ``prefix`` is the
+    task's name for the model that is scored, and longer for a null baseline, whose step is chosen
+    likewise but is no choice of the evaluation. Raises ValueError without training cases.
     """
     if not train:
         raise ValueError(
@@ -49,8 +70,12 @@ def fit_head(
     )
     optimizer = torch.optim.AdamW(groups)
 
+    best = Best()
+
     def validate(step: int) -> dict[str, float]:
-        return _mean_losses(step_module, validation, make_batch, params.batch_size)
+        losses = _mean_losses(step_module, validation, make_batch, params.batch_size)
+        best.offer(step, losses["total"], step_module)
+        return losses
 
     fit(
         step_module,
@@ -62,8 +87,26 @@ def fit_head(
         on_metrics=on_metrics,
         prefix=prefix,
         validate=validate if validation else None,
+        validate_every_steps=max(1, params.num_steps // NUM_CANDIDATES),
     )
+    if best.weights:
+        step_module.load_state_dict(best.weights)
     step_module.eval()
+    if "/" not in prefix:
+        choose(
+            step=best.step or params.num_steps,
+            validation_loss=best.loss if best.weights else None,
+            weights_sha256=weights_sha256(step_module),
+        )
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Digest of names and values of a module's state."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @torch.no_grad()

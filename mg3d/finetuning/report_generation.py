@@ -157,10 +157,9 @@ def predict(
     encoder, contract, provenance = starting_encoder(checkpoint, params)
     frozen = params.mode == "frozen"
     with packed_cases(split, contract, ledger) as volumes:
-        train, test = split["train"], split["test"]
+        train = split["train"]
         tokenizer = train_tokenizer([case.text for case in train], params.vocabulary_size)
         tokens = _tokens(encoder, [c for cases in split.values() for c in cases], volumes)
-        nearest = _nearest(tokens, train, test)  # before fine-tuning moves the encoder
 
         def inputs(cases: Sequence[Case]) -> Tensor:
             if frozen:
@@ -178,6 +177,8 @@ def predict(
             None if frozen else encoder,
         )
         fit_head(reporter, train, split["validation"], make_batch, params, on_metrics, prefix)
+        test = split["test"]
+        nearest = _nearest(tokens, train, test)  # by the encoder as it was before fine-tuning
         written: list[str] = []
         for start in range(0, len(test), params.batch_size):
             ids = reporter.generate(

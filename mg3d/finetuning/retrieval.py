@@ -106,7 +106,6 @@ def predict(
         torch.manual_seed(params.seed + 1)
         random_model = build(loaded.model_params, loaded.objective_params).eval()
     with packed_cases(split, loaded.contract, ledger) as volumes:
-        test = split["test"]
         for system, model in ((MODEL, loaded.model), (RANDOM, random_model)):
             everything = [case for cases in split.values() for case in cases]
             image, text = _embed(model, everything, volumes, collate)
@@ -114,6 +113,7 @@ def predict(
                 temperature = loaded.objective_params.temperature
                 quiet = system == RANDOM
                 _project(image, text, split, params, temperature, on_metrics, prefix, quiet)
+            test = split["test"]
             one_per_scan = [case for case in test if _is_primary(case, test)]
             np.savez(
                 predictions / f"{system}.npz",
@@ -139,7 +139,10 @@ def predict(
         )
     with paths.atomic_write(predictions / CASES) as temporary:
         table.to_csv(temporary, index=False)
-    return {"contract_digest": loaded.contract.digest(), "encoder_coverage": None}
+    return {
+        "contract_digest": loaded.contract.digest(),
+        "encoder_coverage": loaded.coverage.as_json(),
+    }
 
 
 def score(predictions: Path, params: Finetune) -> Scores:

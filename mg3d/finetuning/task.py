@@ -1,11 +1,13 @@
 """A downstream task: a declaration, its cases, its split, and the one way to evaluate it.
 
-Order: predictions are files first, scores are read from those files, figures too, and
-``result.json`` comes last, so its presence means that everything else is there.
+Order: what was chosen on validation is locked in ``selection.json`` before the test split opens,
+predictions are files first, scores are read from those files, figures too, and ``result.json``
+comes last, so its presence means that everything else is there.
 """
 
 import hashlib
 import json
+import resource
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mg3d import fingerprint, paths
+from mg3d.finetuning.selection import ClosedSplit, Selection, count_openings, selecting
 from mg3d.ledger import Ledger
 from mg3d.metrics.bootstrap import Estimate
 from mg3d.params import Finetune
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 OnMetrics = Callable[[int, dict[str, float]], None]
 SPLITS = ("train", "validation", "test")
+SPLIT_SEED = 0  # a split belongs to the task: every mode and seed is tested on the same cases
 _CODE = ("data", "models", "training", "finetuning", "metrics")
 _LIBRARIES = ("torch", "monai", "transformers", "scikit-learn", "numpy", "scipy")
 _READ_WHOLE = 4 * 2**20  # files up to this size, and every table, count by content
@@ -188,12 +192,14 @@ def evaluate(
     out: Path,
     params: Finetune,
     on_metrics: OnMetrics,
+    openings: Path | None = None,
 ) -> dict[str, Any]:
     """Predict, score, draw; write ``out/result.json`` and return it.
 
     ``data`` is the folder of this data set in its official layout. If a result with the same
-    inputs (params, weights, data, code) is there, it is returned without work. Raises ValueError
-    when the data are missing or leave nothing to test on.
+    inputs (params, weights, data, code) is there, it is returned without work. ``openings`` is the
+    file that counts the selections which opened a test split (default: one in ``out``). Raises
+    ValueError when the data are missing, leave nothing to test on, or are looked at too early.
     """
     if not data.is_dir():
         raise ValueError(
@@ -228,16 +234,23 @@ def evaluate(
         )
     split = split_cases(
         cases,
-        seed=params.seed,
+        seed=SPLIT_SEED,
         validation_fraction=params.validation_fraction,
         test_fraction=params.test_fraction,
     )
     predictions = out / paths.PREDICTIONS
     shutil.rmtree(predictions, ignore_errors=True)
     predictions.mkdir(parents=True)
-    provenance = task.kind.predict(
-        split, checkpoint, predictions, params, ledger, on_metrics, task.name
-    )
+    of = {"task": task.name, "mode": params.mode, "seed": params.seed}
+    selection = Selection(out / paths.SELECTION, of)
+    if params.mode == "zero_shot":  # trains nothing: the checkpoint is the choice
+        selection.choose(weights_sha256=inputs["checkpoint"])
+    split = ClosedSplit(split, selection)
+    with selecting(selection):
+        provenance = task.kind.predict(
+            split, checkpoint, predictions, params, ledger, on_metrics, task.name
+        )
+    test_sha256 = split_sha256({"test": split["test"]})
     settled = {entry.input_id for entry in ledger.entries}
     for case in cases:
         if case.case_id not in settled:
@@ -255,9 +268,16 @@ def evaluate(
         "cases": {name: len(part) for name, part in split.items()},
         "ledger": ledger.summary(),
         "split_sha256": split_sha256(split),
+        "test_sha256": test_sha256,
+        "selection": {**selection.chosen, "sha256": selection.sha256},
+        "test_openings": count_openings(
+            openings or out / paths.TEST_OPENINGS, task.name, test_sha256, selection.sha256
+        ),
         **provenance,
         "checkpoint_sha256": inputs["checkpoint"],
+        "git_commit": fingerprint.git_commit(),
         "wall_s": 0.0,
+        "peak_memory_mb": 0,
         "citation": task.citation,
         "licence": task.licence,
         "inputs": inputs,
@@ -268,6 +288,7 @@ def evaluate(
         with paths.atomic_write(figures / f"{name}.png") as temporary:
             figure.savefig(temporary, dpi=110)
     result["wall_s"] = round(time.monotonic() - began, 2)
+    result["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     with paths.atomic_write(result_file) as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n")
     return result

@@ -1,9 +1,22 @@
-"""An estimate with its interval: patients are resampled, never slices or reconstructions."""
+"""An estimate with its interval: patients are resampled, never slices or reconstructions.
+
+An estimate keeps the sample it was made from, so that estimates on the same cases can be compared
+and averaged afterwards, whatever the metric is.
+"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What an estimate is made of: a function of case indices (int [N], with repeats; NaN where
+    undefined) and the patient of each case."""
+
+    statistic: Callable[[np.ndarray], float]
+    patient_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -12,6 +25,20 @@ class Estimate:
 
     value: float | None
     interval: tuple[float, float] | None = None
+    reason: str | None = None
+    sample: Sample | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two metrics on the same cases: second minus first, or None and the ``reason``.
+
+    ``p_value`` is two-sided: twice the smaller share of resamples on either side of 0.
+    """
+
+    value: float | None
+    interval: tuple[float, float] | None = None
+    p_value: float | None = None
     reason: str | None = None
 
 
@@ -37,25 +64,84 @@ def estimate(
     are more than half, there is no interval and ``reason`` says so. An undefined value gives
     ``Estimate(None, None, undefined)``.
     """
-    assert num_resamples > 0
     if len(patient_ids) == 0:
         return unavailable("no cases")
     value = float(statistic(np.arange(len(patient_ids))))
     if not np.isfinite(value):
         return unavailable(undefined)
-    _, patient = np.unique(np.asarray(patient_ids), return_inverse=True)
+    sample = Sample(statistic, tuple(map(str, patient_ids)))
+    defined = _resampled(sample, num_resamples, seed)
+    if len(defined) * 2 < num_resamples:
+        missing = num_resamples - len(defined)
+        return Estimate(value, None, f"undefined in {missing} resamples", sample)
+    return Estimate(value, _interval(defined, level), None, sample)
+
+
+def paired_difference(
+    first: Estimate, second: Estimate, *, num_resamples: int, seed: int, level: float = 0.95
+) -> Difference:
+    """``second`` minus ``first``, both on the same resampled patients (paired bootstrap).
+
+    Efron and Tibshirani 1993, 15.4 and 16: the interval is the percentile one, and the p value
+    inverts it, with one resample more on each side so that it is never 0. There is no difference,
+    and a reason, where a value is missing or the cases are not the same.
+    """
+    for estimated in (first, second):
+        if estimated.value is None or estimated.sample is None:
+            return Difference(None, reason=estimated.reason or "a value without its cases")
+    assert first.sample is not None
+    assert second.sample is not None
+    if first.sample.patient_ids != second.sample.patient_ids:
+        return Difference(None, reason="not the same cases")
+    one, other = first.sample.statistic, second.sample.statistic
+    both = Sample(lambda rows: other(rows) - one(rows), first.sample.patient_ids)
+    value = float(both.statistic(np.arange(len(both.patient_ids))))
+    defined = _resampled(both, num_resamples, seed)
+    if len(defined) * 2 < num_resamples:
+        missing = num_resamples - len(defined)
+        return Difference(value, reason=f"undefined in {missing} resamples")
+    below, above = int((defined <= 0).sum()), int((defined >= 0).sum())
+    p_value = min(1.0, 2 * (min(below, above) + 1) / (len(defined) + 1))
+    return Difference(value, _interval(defined, level), p_value)
+
+
+def mean_of(estimates: Sequence[Estimate], *, num_resamples: int, seed: int) -> Estimate:
+    """Mean of one metric over several models (seeds) on the same cases, resampled together.
+
+    Unavailable where one is, or where the cases differ.
+    """
+    samples = []
+    for estimated in estimates:
+        if estimated.value is None or estimated.sample is None:
+            return unavailable(estimated.reason or "a value without its cases")
+        samples.append(estimated.sample)
+    if len({sample.patient_ids for sample in samples}) > 1:
+        return unavailable("not the same cases")
+    return estimate(
+        lambda rows: float(np.mean([sample.statistic(rows) for sample in samples])),
+        samples[0].patient_ids,
+        num_resamples=num_resamples,
+        seed=seed,
+    )
+
+
+def _resampled(sample: Sample, num_resamples: int, seed: int) -> np.ndarray:
+    """The statistic on resampled patients, undefined values left out."""
+    assert num_resamples > 0
+    _, patient = np.unique(np.asarray(sample.patient_ids), return_inverse=True)
     cases_of = [np.flatnonzero(patient == index) for index in range(patient.max() + 1)]
     generator = np.random.default_rng(seed)
     resampled = np.empty(num_resamples)
     for row in range(num_resamples):
         drawn = generator.integers(len(cases_of), size=len(cases_of))
-        resampled[row] = statistic(np.concatenate([cases_of[index] for index in drawn]))
-    defined = resampled[np.isfinite(resampled)]
-    if len(defined) * 2 < num_resamples:
-        return Estimate(value, None, f"undefined in {num_resamples - len(defined)} resamples")
+        resampled[row] = sample.statistic(np.concatenate([cases_of[index] for index in drawn]))
+    return resampled[np.isfinite(resampled)]
+
+
+def _interval(resampled: np.ndarray, level: float) -> tuple[float, float]:
     tail = (1 - level) / 2
-    low, high = np.quantile(defined, [tail, 1 - tail])
-    return Estimate(value, (float(low), float(high)))
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def mean_estimate(

@@ -15,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -61,6 +61,7 @@ class LoadedModel:
     model_params: Model
     objective_params: Objective
     step: int
+    coverage: "Coverage"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ class Coverage:
     def fraction(self) -> float:
         """Loaded tensors / tensors of the module."""
         return self.loaded / max(1, self.loaded + self.missing + self.mismatched)
+
+    def as_json(self) -> dict[str, float]:
+        """The counts, and the share that was loaded in per cent."""
+        return {**asdict(self), "percent": round(100 * self.fraction, 1)}
 
     def __str__(self) -> str:
         return (
@@ -242,8 +247,8 @@ def load_model(checkpoint: Path) -> LoadedModel:
 
     contract, model_params, objective_params, step = _header(checkpoint)
     model = build(model_params, objective_params)
-    _load_whole(model, checkpoint)
-    return LoadedModel(model.eval(), contract, model_params, objective_params, step)
+    coverage = _load_whole(model, checkpoint)
+    return LoadedModel(model.eval(), contract, model_params, objective_params, step, coverage)
 
 
 def load_encoder(checkpoint: Path) -> tuple["VolumeEncoder", Coverage, VolumeContract]:
@@ -297,13 +302,20 @@ def load_matching(module: nn.Module, weights: Mapping[str, Tensor]) -> Coverage:
     )
 
 
-def _load_whole(model: nn.Module, checkpoint: Path) -> None:
-    coverage = load_matching(model, _weights(checkpoint))
+def _load_whole(model: nn.Module, checkpoint: Path) -> Coverage:
+    weights = _weights(checkpoint)
+    coverage = load_matching(model, weights)
+    if all(name.startswith(ENCODER_PREFIX) for name in weights) and coverage.missing:
+        raise ValueError(
+            f"{checkpoint} holds a vision encoder and no text side ({coverage}): it serves tasks "
+            "that start from the encoder; take a checkpoint of `mg3d pretrain` for the others"
+        )
     if coverage.fraction < 1 or coverage.unexpected:
         raise ValueError(
             f"{checkpoint} does not fit the model ({coverage}): "
             "it was written by another version or with other params"
         )
+    return coverage
 
 
 def _weights(checkpoint: Path) -> dict[str, Tensor]:

@@ -64,6 +64,16 @@ def test_end_to_end_and_again_without_work(tmp_path: Path, checkpoint: Path) -> 
         "calibration_covid", "calibration_severe", "roc_covid", "roc_severe",
     ]  # fmt: skip
 
+    record = json.loads((out / "selection.json").read_text())
+    assert record["sha256"] == result["selection"]["sha256"]
+    assert record["chosen"]["step"] in (1, 2)
+    assert (out / "selection.json").stat().st_mtime <= min(
+        file.stat().st_mtime for file in (out / "predictions").iterdir()
+    )
+    assert result["test_openings"] == 1
+    assert result["encoder_coverage"]["percent"] == 100.0
+    assert result["peak_memory_mb"] > 50
+
     before = (out / "predictions" / "model.csv").stat().st_mtime_ns
     again = evaluate(TASK, checkpoint, tmp_path / "data", out, PARAMS, lambda step, m: None)
     assert again == result
@@ -73,6 +83,12 @@ def test_end_to_end_and_again_without_work(tmp_path: Path, checkpoint: Path) -> 
     changed = evaluate(TASK, checkpoint, tmp_path / "data", out, PARAMS, lambda step, m: None)
     assert changed["inputs"]["data"] != result["inputs"]["data"]
     assert changed["metrics"] == result["metrics"]
+    assert changed["test_openings"] == 1  # the same selection again
+    other = PARAMS.model_copy(update={"seed": 1, "mode": "scratch", "num_steps": 1})
+    scratch = evaluate(TASK, checkpoint, tmp_path / "data", out, other, lambda step, m: None)
+    assert scratch["test_openings"] == 2
+    assert scratch["test_sha256"] == result["test_sha256"]  # the seed trains, it does not split
+    assert scratch["encoder_coverage"] is None
 
 
 def test_scores_come_from_the_files_alone(tmp_path: Path) -> None:

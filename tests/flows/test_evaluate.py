@@ -1,6 +1,7 @@
 """All downstream tasks finish, two at a time, before those that failed are named."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from prefect.client.schemas.filters import FlowRunFilter, LogFilter
 from prefect.settings import PREFECT_API_URL
 
 from flows.evaluate import evaluate
-from mg3d.params import load_params
+from mg3d.params import Cell, load_params
 
 CHECKPOINT = Path("runs/pretrain-0/checkpoints/step-000002")
 EVALUATE = Path("runs/pretrain-0/evaluate")
@@ -25,27 +26,61 @@ def names() -> list[str]:
     return list(load_params().downstream.model_dump())
 
 
+def folder(cell: Cell) -> Path:
+    return EVALUATE / cell.task / f"{cell.mode}-seed{cell.seed}"
+
+
+def call(cell: Cell) -> list[str]:
+    return (
+        f"evaluate {CHECKPOINT} --task {cell.task} --mode {cell.mode} --seed {cell.seed} "
+        f"--out {folder(cell)} --params params.yaml"
+    ).split()
+
+
 def test_every_task_is_called_with_its_own_folder(children: Any) -> None:
-    assert evaluate(CHECKPOINT) == [EVALUATE / name / "result.json" for name in names()]
-    assert sorted(children.started()) == sorted(
-        f"evaluate {CHECKPOINT} --task {name} --out {EVALUATE / name} --params params.yaml".split()
-        for name in names()
-    )
+    cells = load_params().cells()
+    assert [cell.task for cell in cells] == names()
+    assert evaluate(CHECKPOINT) == [folder(cell) / "result.json" for cell in cells]
+    assert sorted(children.started()) == sorted(map(call, cells))
 
 
-def test_two_at_a_time(children: Any) -> None:
-    evaluate(CHECKPOINT)
+def test_modes_and_seeds_are_cells_of_their_own(children: Any) -> None:
+    text = Path("params.yaml").read_text()
+    text = text.replace("  modes: [] #", "  modes: [scratch, frozen] #")
+    text = text.replace("  seeds: [] #", "  seeds: [3, 4] #")
+    text = text.replace("  num_parallel: 2 # cells at once, a process", "  num_parallel: 3 #")
+    Path("params.yaml").write_text(text)
+    results = evaluate(CHECKPOINT, tasks=["stoic2021", "ct_rate_retrieval"])
+    assert [str(result.parent.relative_to(EVALUATE)) for result in results] == [
+        "stoic2021/scratch-seed3",
+        "stoic2021/scratch-seed4",
+        "stoic2021/frozen-seed3",
+        "stoic2021/frozen-seed4",
+        "ct_rate_retrieval/frozen-seed3",  # it cannot start from scratch
+        "ct_rate_retrieval/frozen-seed4",
+    ]
+    assert most_at_once(children) == 3
+
+
+def most_at_once(children: Any) -> int:
     running = most = 0
     for event, *_ in children.events():
         running += 1 if event == "start" else -1
         most = max(most, running)
-    assert most == 2
+    return most
+
+
+def test_two_at_a_time(children: Any) -> None:
+    evaluate(CHECKPOINT)
+    assert most_at_once(children) == 2
 
 
 def test_a_failing_child_lets_the_others_finish_and_is_named(children: Any) -> None:
     first, *others = names()
     children.fail(first)
-    with pytest.raises(RuntimeError, match=rf"downstream tasks failed: {first}\n") as caught:
+    with pytest.raises(
+        RuntimeError, match=rf"downstream tasks failed: {first}/\w+-seed0\n"
+    ) as caught:
         evaluate(CHECKPOINT)
     assert f"the scanner of {first} is on fire" in str(caught.value)
     ended = [call[call.index("--task") + 1] for event, *call in children.events() if event == "end"]
@@ -67,7 +102,10 @@ def test_the_server_shows_a_failed_flow_with_one_failed_task(children: Any) -> N
             runs = client.read_task_runs(flow_run_filter=wanted)
         states = {run.name: str(run.state_name) for run in runs if run.state.is_final()}
         messages = [str(run.state.message) for run in runs if run.state.is_failed()]
-    assert states == {name: "Failed" if name == second else "Completed" for name in names()}
+    assert states == {
+        str(cell): "Failed" if cell.task == second else "Completed"
+        for cell in load_params().cells()
+    }
     assert "exited with code 3; its last lines:" in messages[0]
 
 
@@ -84,7 +122,7 @@ def test_lines_are_shown_once_here_and_once_in_the_ui(
     state = evaluate(CHECKPOINT, tasks=[name], return_state=True)
     captured = capfd.readouterr()
     assert (captured.out + captured.err).count(f"scoring {name}") == 1
-    assert f"{name} | scoring {name}" in captured.out
+    assert re.search(rf"^{name}/\w+-seed0 \| scoring {name}$", captured.out, re.MULTILINE)
     wanted = LogFilter(flow_run_id={"any_": [state.state_details.flow_run_id]})
     deadline = time.monotonic() + 30
     messages: list[str] = []

@@ -154,13 +154,13 @@ def _change(tensors: Tensors, name: str, to: Tensor) -> Tensors:
         ),
         (
             lambda all_: {f"swinViT.{name[15:]}": t for name, t in all_.items()},
-            r"a Swin under 'swinViT.': published MG-3D encoders are under 'vision_encoder.'",
+            r"an encoder under 'swinViT.': published MG-3D encoders are under 'vision_encoder.'",
         ),
         (
             lambda all_: all_ | {f"ema.{name}": t.clone() for name, t in all_.items()},
             r"several encoders, under .*'ema.vision_encoder.'.*keep one",
         ),
-        (lambda _: REST, r"no Swin, only 'modality_type_embeddings.weight', 'multi_modal"),
+        (lambda _: REST, r"no encoder, only 'modality_type_embeddings.weight', 'multi_modal"),
     ],
     ids=["half", "size", "unknown", "width", "prefix", "two", "none"],
 )
@@ -186,5 +186,7 @@ def test_a_damaged_file_is_refused(swin_b: Tensors, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin", ""])
 def test_a_pickle_is_not_opened(suffix: str, tmp_path: Path) -> None:
     """It need not even exist: the name is enough."""
-    with pytest.raises(ValueError, match=r"can run code.*convert it once(?s:.*)weights_only=True"):
+    with pytest.raises(
+        ValueError, match=r"can run code.*convert it once with `mg3d import_weights"
+    ):
         load_published(tmp_path / f"published{suffix}")
