@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 
 from mg3d.data.identity import pseudonym
-from mg3d.finetuning import segmentation
+from mg3d.finetuning.mask_scores import Classes
+from mg3d.finetuning.segmentation import Segmentation
 from mg3d.finetuning.task import Case, DownstreamTask
 from mg3d.ledger import Ledger, Reason
 
@@ -20,7 +21,8 @@ _SERIES = re.compile(r"^(volume-covid19-A-\d+)(?:_\d+)?$")
 def cases(data: Path, ledger: Ledger) -> list[Case]:
     """Pairs of image and mask with exactly the same stem; a patient is the stem without series.
 
-    Quarantined: an image without mask, a mask without image, everything under Validation.
+    Quarantined: an image without mask, a mask without image, macOS companions (``._*``),
+    everything under Validation.
     Raises ValueError without the folder Train.
     """
     train = data / "Train"
@@ -32,7 +34,9 @@ def cases(data: Path, ledger: Ledger) -> list[Case]:
     for stem in sorted(images.keys() | masks.keys()):
         case_id = pseudonym("case", stem)
         ledger.declare(case_id)
-        if stem not in images:
+        if stem.startswith("._"):
+            ledger.quarantine(case_id, Reason.STRAY_FILE, "macOS companion")
+        elif stem not in images:
             ledger.quarantine(case_id, Reason.ORPHAN_MASK, "mask without image")
         elif stem not in masks:
             ledger.quarantine(case_id, Reason.ORPHAN_IMAGE, "image without mask")
@@ -59,8 +63,8 @@ def _by_stem(folder: Path, suffix: str) -> dict[str, Path]:
 
 TASK = DownstreamTask(
     name="covid19_20",
-    version="1",
-    kind=segmentation,
+    version="2",
+    kind=Segmentation(Classes(("lesion",), tolerance_mm=2.0)),
     cases=cases,
     headline=("dice",),
     citation="Roth et al., Rapid artificial intelligence solutions in a pandemic: the COVID-19-20 "

@@ -47,6 +47,16 @@ def test_series_of_one_patient_stay_together(tmp_path: Path) -> None:
     assert len({case.case_id for case in found}) == 3
 
 
+def test_companions_are_no_cases(tmp_path: Path) -> None:
+    """macOS writes them in pairs, so that they look like a case."""
+    write_covid19_20(tmp_path)
+    for suffix in ("ct", "seg"):
+        (tmp_path / "Train" / f"._volume-covid19-A-0003_{suffix}.nii.gz").touch()
+    ledger = Ledger("covid19_20", "case")
+    assert len(cases(tmp_path, ledger)) == 7
+    assert [e.reason for e in ledger.entries].count(Reason.STRAY_FILE) == 1
+
+
 def test_wrong_layout(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ships Train and Validation"):
         cases(tmp_path, Ledger("covid19_20", "case"))

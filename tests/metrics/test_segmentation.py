@@ -16,7 +16,7 @@ def box(start: tuple[int, int, int], size: tuple[int, int, int]) -> np.ndarray:
 def test_perfect() -> None:
     mask = box((5, 5, 5), (6, 4, 3))
     scores = overlap(mask, mask, SPACING_MM)
-    assert (scores.dice, scores.hd95_mm, scores.nsd) == (1, 0, 1)
+    assert (scores.dice, scores.hd95_mm, scores.hd_mm, scores.nsd) == (1, 0, 0, 1)
     assert scores.volume_ml == scores.reference_volume_ml == pytest.approx(6 * 4 * 3 * 10 / 1000)
 
 
@@ -44,6 +44,11 @@ def test_hd95_agrees_with_distance_transforms() -> None:
     ]
     scores = overlap(predicted, reference, SPACING_MM)
     assert scores.hd95_mm == pytest.approx(max(directed), rel=1e-5)
+    furthest = [
+        distance_transform_edt(~to, sampling=SPACING_MM)[of].max()
+        for of, to in (edges, edges[::-1])
+    ]
+    assert scores.hd_mm == pytest.approx(max(furthest), rel=1e-5)
 
 
 def test_lesion_at_the_border_of_the_image_is_closed() -> None:
@@ -53,7 +58,7 @@ def test_lesion_at_the_border_of_the_image_is_closed() -> None:
 
 def test_empty_reference_is_undefined_and_keeps_the_false_positive_volume() -> None:
     scores = overlap(box((5, 5, 5), (2, 2, 2)), np.zeros((24, 20, 16)), SPACING_MM)
-    assert np.isnan([scores.dice, scores.hd95_mm, scores.nsd]).all()
+    assert np.isnan([scores.dice, scores.hd95_mm, scores.hd_mm, scores.nsd]).all()
     assert scores.volume_ml == pytest.approx(0.08)
 
 

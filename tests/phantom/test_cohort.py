@@ -54,7 +54,7 @@ def test_seed_changes_everything(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_cohort(tmp_path / str(seed), SMALL.model_copy(update={"seed": seed}))
         digests |= set(parts(tmp_path / str(seed)).values())
-    assert len(digests) == 12
+    assert len(digests) == 16
 
 
 def test_refuses_what_it_did_not_write(tmp_path: Path) -> None:
@@ -105,4 +105,4 @@ def test_an_interrupted_run_leaves_nothing_and_is_redone(
 
 def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_cohort(tmp_path / "data", SMALL)
-    assert "write_cohort: cases: 60/60" in capsys.readouterr().err
+    assert "write_cohort: cases: 74/74" in capsys.readouterr().err
