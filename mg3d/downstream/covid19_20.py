@@ -2,10 +2,13 @@
 
 Official layout: ``Train/volume-covid19-A-0003_ct.nii.gz`` with ``..._seg.nii.gz``; ids are not
 contiguous and some carry a series suffix (``A-0047_1``). ``Validation/`` has no public masks: it is
-scored online only and counted here as not in the split.
+scored online only and counted here as not in the split. Test is the first of the reference's five
+folds, blocks of consecutive ids (3 to 165 of 3 to 698): comparable, though what drifts with the id
+drifts with the fold.
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from mg3d.data.identity import pseudonym
@@ -15,7 +18,8 @@ from mg3d.finetuning.task import Case, DownstreamTask
 from mg3d.ledger import Ledger, Reason
 
 _IMAGE, _MASK = "_ct.nii.gz", "_seg.nii.gz"
-_SERIES = re.compile(r"^(volume-covid19-A-\d+)(?:_\d+)?$")
+_SERIES = re.compile(r"^(volume-covid19-A-(\d+))(?:_\d+)?$")
+_NUM_FOLDS = 5
 
 
 def cases(data: Path, ledger: Ledger) -> list[Case]:
@@ -30,6 +34,7 @@ def cases(data: Path, ledger: Ledger) -> list[Case]:
         raise ValueError(f"no folder {train}: COVID-19-20 ships Train and Validation")
     images = _by_stem(train, _IMAGE)
     masks = _by_stem(train, _MASK)
+    test = first_fold(images.keys() & masks.keys())
     found = []
     for stem in sorted(images.keys() | masks.keys()):
         case_id = pseudonym("case", stem)
@@ -41,13 +46,13 @@ def cases(data: Path, ledger: Ledger) -> list[Case]:
         elif stem not in masks:
             ledger.quarantine(case_id, Reason.ORPHAN_IMAGE, "image without mask")
         else:
-            series = _SERIES.match(stem)
             found.append(
                 Case(
                     case_id=case_id,
-                    patient_id=pseudonym("patient", series.group(1) if series else stem),
+                    patient_id=pseudonym("patient", patient_of(stem)),
                     image=images[stem],
                     mask=masks[stem],
+                    split="test" if patient_of(stem) in test else "train",
                 )
             )
     for stem in sorted(_by_stem(data / "Validation", _IMAGE)):
@@ -55,6 +60,23 @@ def cases(data: Path, ledger: Ledger) -> list[Case]:
         ledger.declare(case_id)
         ledger.quarantine(case_id, Reason.NOT_IN_SPLIT, "no public mask")
     return found
+
+
+def patient_of(stem: str) -> str:
+    """The stem without its series suffix."""
+    series = _SERIES.match(stem)
+    return series.group(1) if series else stem
+
+
+def first_fold(stems: Iterable[str]) -> set[str]:
+    """The first fifth of the patients, rounded up, in the order of their numbers."""
+
+    def number(patient: str) -> tuple[int, str]:
+        series = _SERIES.match(patient)
+        return (int(series.group(2)) if series else 0), patient
+
+    patients = sorted({patient_of(stem) for stem in stems}, key=number)
+    return set(patients[: -(-len(patients) // _NUM_FOLDS)])
 
 
 def _by_stem(folder: Path, suffix: str) -> dict[str, Path]:
