@@ -31,9 +31,16 @@ def cases(data: Path, ledger: Ledger) -> list[Case]:
     if not (root / "training").is_dir():
         raise ValueError(f"no folder {root / 'training'}: ACDC ships database/training and testing")
     folders = sorted(path for path in root.glob("t*ing/patient*") if path.is_dir())
-    fold = first_fold(root / "training")
-    training = [folder.name for folder in folders if folder.parent.name == "training"]
-    validation = validation_patients(training)
+    validation = validation_patients([f.name for f in folders if f.parent.name == "training"])
+    listed = first_fold(root / "training")
+
+    def part(folder: Path, name: str) -> str | None:
+        if folder.parent.name == "testing":
+            return "test"
+        if listed is None:
+            return "validation" if folder.name in validation else "train"
+        return {"train": "train", "val": "validation"}.get(listed.get(name, ""))
+
     found = []
     for folder in folders:
         info = read_info(folder / "Info.cfg")
@@ -41,40 +48,28 @@ def cases(data: Path, ledger: Ledger) -> list[Case]:
             case_id = pseudonym("case", f"{folder.name}/{phase}")
             ledger.declare(case_id)
             number = info.get(key, "")
-            image = folder / f"{folder.name}_frame{number.zfill(2)}.nii.gz"
-            mask = image.with_name(image.name.replace(".nii.gz", "_gt.nii.gz"))
-            name = image.name.removesuffix(".nii.gz")
+            name = f"{folder.name}_frame{number.zfill(2)}"
+            image, mask = folder / f"{name}.nii.gz", folder / f"{name}_gt.nii.gz"
+            split = part(folder, name)
             if not number.isdigit() or info.get("ED") == info.get("ES"):
                 ledger.quarantine(case_id, Reason.MISSING_TAG, f"no {key} of its own in Info.cfg")
-                continue
-            if not image.is_file():
+            elif not image.is_file():
                 ledger.quarantine(case_id, Reason.ORPHAN_MASK, f"no image of the frame {key}")
-                continue
-            if not mask.is_file():
+            elif not mask.is_file():
                 ledger.quarantine(case_id, Reason.ORPHAN_IMAGE, f"no mask of the frame {key}")
-                continue
-            part = {"train": "train", "val": "validation", None: "unnamed"}
-            if folder.parent.name == "testing":
-                split = "test"
-            elif fold is not None:
-                split = part[fold.get(name)]
-            else:
-                split = "validation" if folder.name in validation else "train"
-            if split == "unnamed":
+            elif split is None:
                 ledger.quarantine(case_id, Reason.NOT_IN_SPLIT, "not in the first fold")
-                continue
-            found.append(
-                Case(
-                    case_id=case_id,
-                    patient_id=pseudonym("patient", folder.name),
-                    image=image,
-                    mask=mask,
-                    labels={name: int(name == phase) for name in PHASES.values()},
-                    split=split,
-                    stratum=info.get("Group", ""),
+            else:
+                patient_id, labels = pseudonym("patient", folder.name), _one_of_phases(phase)
+                stratum = info.get("Group", "")
+                found.append(
+                    Case(case_id, patient_id, image, labels, mask, split=split, stratum=stratum)
                 )
-            )
     return found
+
+
+def _one_of_phases(phase: str) -> dict[str, int | None]:
+    return {name: int(name == phase) for name in PHASES.values()}
 
 
 def validation_patients(patients: list[str]) -> set[str]:
