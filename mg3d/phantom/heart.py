@@ -41,12 +41,12 @@ class Heart:
             for ejection in (self.lv_ejection, self.rv_ejection)
         )
         radius = self.lv_radius_mm * left
-        shell = (self.lv_radius_mm + self.wall_mm) ** 2 - self.lv_radius_mm**2
+        shell = self.wall_mm * (2 * self.lv_radius_mm + self.wall_mm)  # of the squared radii
         return Heart(
             group=self.group,
             lv_radius_mm=radius,
             lv_length_mm=self.lv_length_mm * (1 - SHORTENING),
-            wall_mm=float(np.sqrt(radius**2 + shell / (1 - SHORTENING))) - radius,
+            wall_mm=float(np.sqrt(radius * radius + shell / (1 - SHORTENING))) - radius,
             rv_radius_mm=self.rv_radius_mm * right,
             lv_ejection=self.lv_ejection,
             rv_ejection=self.rv_ejection,
@@ -100,8 +100,10 @@ def classes(canvas: Canvas, heart: Heart, apex_mm: float) -> np.ndarray:
         return 1.0 - (down / length) * (down / length)
 
     outer = heart.lv_radius_mm + heart.wall_mm
-    cavity = ventricles & (radius <= heart.lv_radius_mm**2 * taper(heart.lv_length_mm))
-    shell = ventricles & (radius <= outer**2 * taper(heart.lv_length_mm + heart.wall_mm))
+    cavity = ventricles & (
+        radius <= heart.lv_radius_mm * heart.lv_radius_mm * taper(heart.lv_length_mm)
+    )
+    shell = ventricles & (radius <= outer * outer * taper(heart.lv_length_mm + heart.wall_mm))
     u = (x + outer) / (1.3 * heart.rv_radius_mm)
     v = (y + 4.0) / (1.7 * heart.rv_radius_mm)
     right = ventricles & (u * u + v * v <= taper(0.85 * heart.lv_length_mm)) & (x < 0) & ~shell
