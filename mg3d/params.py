@@ -482,24 +482,49 @@ class Stoic2021(Finetune):
     """COVID and severity (spec/downstream 6)."""
 
 
-class Covid1920(Finetune):
-    """Lesion segmentation (spec/downstream 7)."""
+class SegmentationTask(Finetune):
+    """Shared settings of the segmentation tasks."""
 
-    window_hu: tuple[int, int] = (-1000, 500)
-    spacing_mm: tuple[float, float, float] | None = Field(
-        None, description="(z, y, x) of the grid that is predicted; null: the contract's"
+    window_hu: tuple[int, int] | None = Field(
+        (-1000, 500), description="null: z-scores of the non-zero voxels, for what is no CT"
+    )
+    spacing_mm: tuple[float | None, float | None, float | None] | None = Field(
+        None,
+        description="(z, y, x) of the grid that is predicted; null: the contract's, or for one "
+        "axis: as it is",
     )
     crop_voxels: tuple[int, int, int] = (32, 32, 32)
     window_overlap_fraction: Fraction = Field(0.25, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _check_crop(self) -> "Covid1920":
+    def _check_grid(self) -> "SegmentationTask":
         if any(size % 32 or size <= 0 for size in self.crop_voxels):
             raise ValueError(
                 f"crop_voxels {self.crop_voxels} must be multiples of 32: the encoder halves five "
                 "times"
             )
+        if self.window_hu and self.window_hu[0] >= self.window_hu[1]:
+            raise ValueError(f"window_hu {self.window_hu} must be (low, high) with low < high")
+        if any(size is not None and size <= 0 for size in self.spacing_mm or ()):
+            raise ValueError(f"spacing_mm {self.spacing_mm} must be positive, or null for an axis")
         return self
+
+
+class Covid1920(SegmentationTask):
+    """Lesion segmentation (spec/downstream 8)."""
+
+
+class MsdLung(SegmentationTask):
+    """Lung tumour (spec/downstream 9). The reference's soft-tissue window is [-175, 250]."""
+
+    window_hu: tuple[int, int] | None = (-1000, 400)
+
+
+class Acdc(SegmentationTask):
+    """Ventricles and myocardium in cine MR (spec/downstream 10)."""
+
+    window_hu: tuple[int, int] | None = None
+    spacing_mm: tuple[float | None, float | None, float | None] | None = (None, 1.5, 1.5)
 
 
 class CtRateRetrieval(Finetune):
@@ -530,6 +555,8 @@ class Downstream(Section):
 
     stoic2021: Stoic2021 = Stoic2021()
     covid19_20: Covid1920 = Covid1920()
+    msd_lung: MsdLung = MsdLung()
+    acdc: Acdc = Acdc()
     ct_rate_retrieval: CtRateRetrieval = CtRateRetrieval()
     ctrg_report: CtrgReport = CtrgReport()
 

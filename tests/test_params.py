@@ -97,6 +97,8 @@ def assign(tree: dict[str, Any], key: str, value: object) -> None:
             r"downstream.stoic2021.mode: .*'frozen', 'finetune'",
         ),
         ({"downstream.covid19_20.crop_voxels": [32, 32, 30]}, r"crop_voxels .* multiples of 32"),
+        ({"downstream.acdc.spacing_mm": [None, 0.0, 1.5]}, r"positive, or null for an axis"),
+        ({"downstream.msd_lung.window_hu": [400, -1000]}, r"must be \(low, high\)"),
         ({"pretrain.train_fraction": 0.0}, r"pretrain.train_fraction: .* greater than 0 \(got 0"),
         ({"ablate.seeds": [0, 0]}, r"ablate: seeds \[0, 0\] has a value twice"),
         ({"ablate.seeds": []}, r"ablate.seeds: .* at least 1 item"),

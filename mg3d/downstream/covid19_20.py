@@ -2,25 +2,31 @@
 
 Official layout: ``Train/volume-covid19-A-0003_ct.nii.gz`` with ``..._seg.nii.gz``; ids are not
 contiguous and some carry a series suffix (``A-0047_1``). ``Validation/`` has no public masks: it is
-scored online only and counted here as not in the split.
+scored online only and counted here as not in the split. Test is the first of the reference's five
+folds, blocks of consecutive ids (3 to 165 of 3 to 698): comparable, though what drifts with the id
+drifts with the fold.
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from mg3d.data.identity import pseudonym
-from mg3d.finetuning import segmentation
+from mg3d.finetuning.mask_scores import Classes
+from mg3d.finetuning.segmentation import Segmentation
 from mg3d.finetuning.task import Case, DownstreamTask
 from mg3d.ledger import Ledger, Reason
 
 _IMAGE, _MASK = "_ct.nii.gz", "_seg.nii.gz"
-_SERIES = re.compile(r"^(volume-covid19-A-\d+)(?:_\d+)?$")
+_SERIES = re.compile(r"^(volume-covid19-A-(\d+))(?:_\d+)?$")
+_NUM_FOLDS = 5
 
 
 def cases(data: Path, ledger: Ledger) -> list[Case]:
     """Pairs of image and mask with exactly the same stem; a patient is the stem without series.
 
-    Quarantined: an image without mask, a mask without image, everything under Validation.
+    Quarantined: an image without mask, a mask without image, macOS companions (``._*``),
+    everything under Validation.
     Raises ValueError without the folder Train.
     """
     train = data / "Train"
@@ -28,22 +34,25 @@ def cases(data: Path, ledger: Ledger) -> list[Case]:
         raise ValueError(f"no folder {train}: COVID-19-20 ships Train and Validation")
     images = _by_stem(train, _IMAGE)
     masks = _by_stem(train, _MASK)
+    test = first_fold(images.keys() & masks.keys())
     found = []
     for stem in sorted(images.keys() | masks.keys()):
         case_id = pseudonym("case", stem)
         ledger.declare(case_id)
-        if stem not in images:
+        if stem.startswith("._"):
+            ledger.quarantine(case_id, Reason.STRAY_FILE, "macOS companion")
+        elif stem not in images:
             ledger.quarantine(case_id, Reason.ORPHAN_MASK, "mask without image")
         elif stem not in masks:
             ledger.quarantine(case_id, Reason.ORPHAN_IMAGE, "image without mask")
         else:
-            series = _SERIES.match(stem)
             found.append(
                 Case(
                     case_id=case_id,
-                    patient_id=pseudonym("patient", series.group(1) if series else stem),
+                    patient_id=pseudonym("patient", patient_of(stem)),
                     image=images[stem],
                     mask=masks[stem],
+                    split="test" if patient_of(stem) in test else "train",
                 )
             )
     for stem in sorted(_by_stem(data / "Validation", _IMAGE)):
@@ -53,14 +62,31 @@ def cases(data: Path, ledger: Ledger) -> list[Case]:
     return found
 
 
+def patient_of(stem: str) -> str:
+    """The stem without its series suffix."""
+    series = _SERIES.match(stem)
+    return series.group(1) if series else stem
+
+
+def first_fold(stems: Iterable[str]) -> set[str]:
+    """The first fifth of the patients, rounded up, in the order of their numbers."""
+
+    def number(patient: str) -> tuple[int, str]:
+        series = _SERIES.match(patient)
+        return (int(series.group(2)) if series else 0), patient
+
+    patients = sorted({patient_of(stem) for stem in stems}, key=number)
+    return set(patients[: -(-len(patients) // _NUM_FOLDS)])
+
+
 def _by_stem(folder: Path, suffix: str) -> dict[str, Path]:
     return {path.name.removesuffix(suffix): path for path in folder.glob(f"*{suffix}")}
 
 
 TASK = DownstreamTask(
     name="covid19_20",
-    version="1",
-    kind=segmentation,
+    version="2",
+    kind=Segmentation(Classes(("lesion",), tolerance_mm=2.0)),
     cases=cases,
     headline=("dice",),
     citation="Roth et al., Rapid artificial intelligence solutions in a pandemic: the COVID-19-20 "

@@ -1,6 +1,6 @@
 """Masks over slices, and agreement of volumes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,8 +15,8 @@ def overlays(
 ) -> Figure:
     """One panel per case: slice (grey), reference outline (green), predicted outline (red).
 
-    Each is a list of 2D arrays indexed (x, y) as in a RAS volume; shown as radiologists look, with
-    the front up and the patient's right on the left.
+    Each is a list of 2D arrays indexed (x, y) as in a RAS volume, masks bool or class numbers;
+    shown as radiologists look, with the front up and the patient's right on the left.
     """
     num_columns = max(1, min(num_columns, len(slices)))
     num_rows = max(1, -(-len(slices) // num_columns))
@@ -28,7 +28,8 @@ def overlays(
         axes.imshow(_radiological(image), cmap="gray", interpolation="nearest")
         for mask, colour in ((r, "lime"), (p, "red")):
             if mask.any():
-                axes.contour(_radiological(mask.astype(float)), [0.5], colors=colour, linewidths=1)
+                levels = np.arange(int(mask.max())) + 0.5
+                axes.contour(_radiological(mask.astype(float)), levels, colors=colour, linewidths=1)
         axes.set_title(title, fontsize=8)
     figure.suptitle("reference green, prediction red", fontsize=9)
     return figure
@@ -55,6 +56,22 @@ def bland_altman(
         ylabel=f"predicted - reference ({unit})",
         title=f"Bland-Altman, n={len(measured)}",
     )
+    axes.legend(fontsize=8)
+    return figure
+
+
+def agreement(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, unit: str) -> Figure:
+    """Predicted over reference for each name, (measured, reference) both [N], with the identity."""
+    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for colour, (name, (measured, reference)) in enumerate(pairs.items()):
+        axes.scatter(
+            reference, measured, s=18, color=f"C{colour}", label=f"{name}, n={len(measured)}"
+        )
+    values = np.concatenate([part for pair in pairs.values() for part in pair] + [np.zeros(1)])
+    ends = [float(values.min()), float(values.max())]
+    axes.plot(ends, ends, color="0.7", linewidth=1)
+    axes.set(xlabel=f"reference ({unit})", ylabel=f"predicted ({unit})", title=title)
     axes.legend(fontsize=8)
     return figure
 

@@ -1,14 +1,14 @@
-"""Kind: one foreground mask per volume, predicted window by window, scored in native space.
+"""Kind: masks of one or several classes, predicted window by window, scored in native space.
 
 A case is resampled to the task's spacing (the contract's by default) over its whole extent, crops
-train a UNETR decoder on the encoder's maps, a sliding window predicts, and the probability is
-brought back to the voxels of the image's own file before it becomes a mask. Nulls: ``empty_mask``,
-nothing anywhere; ``training_prior``, one mask for every patient: where training lesions are
-frequent, in coordinates relative to the volume, cut where training Dice is best.
+train a UNETR decoder on the encoder's maps, a sliding window predicts, and the probabilities are
+brought back to the voxels of the image's own file before they become a mask. Nulls: ``empty_mask``,
+nothing anywhere; ``training_prior``, one mask for every patient: where training masks are frequent,
+in coordinates relative to the volume, cut for each class where training Dice is best.
 """
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,361 +16,363 @@ import nibabel
 import numpy as np
 import pandas as pd
 import torch
-from scipy.ndimage import map_coordinates, zoom
-from torch import Tensor, nn
+from scipy.ndimage import zoom
 
 from mg3d import paths
 from mg3d.data.nifti import RefusedNifti
-from mg3d.data.resample import resample_to_contract
 from mg3d.data.volumes import apply_window
 from mg3d.figures import segmentation as figures
 from mg3d.finetuning.encoders import starting_encoder
 from mg3d.finetuning.fitting import fit_head
 from mg3d.finetuning.images import load_image, problem
+from mg3d.finetuning.mask_scores import (
+    CASES,
+    REFERENCE,
+    Classes,
+    ejection_fractions,
+    metrics,
+    read_cases,
+    read_masks,
+    read_pair,
+    volumes_ml,
+)
+from mg3d.finetuning.network_grid import NetworkGrid, Spacing, network_grid, to_file_order
 from mg3d.finetuning.task import Case, OnMetrics, Scores, Split
+from mg3d.finetuning.unetr import UNETR, DiceCrossEntropy
 from mg3d.ledger import Ledger, Reason
 from mg3d.metrics.agreement import bland_altman
-from mg3d.metrics.bootstrap import Estimate, estimate, mean_estimate
-from mg3d.metrics.segmentation import Overlap, overlap
-from mg3d.params import Covid1920, VolumeContract
+from mg3d.params import SegmentationTask
 from mg3d.training.order import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAME = "segmentation"
 MODEL, NULLS = "model", ("empty_mask", "training_prior")
-REFERENCE, CASES, SLICES = "reference", "cases.csv", "slices.npz"
-TOLERANCE_MM = 2.0
+SLICES = "slices.npz"
 UNIT_GRID = (32, 32, 32)
-UNETR_STRIDES = (2, 4, 8, 16, 32)
 NUM_OVERLAYS = 8
+MAX_DEVIATIONS = 20  # z-scores beyond are clipped
 
 
-class UNETR(nn.Module):
-    """UNETR decoder (Hatamizadeh et al. 2022) on five maps at strides 2 to 32.
+@dataclass(frozen=True)
+class Loaded:
+    """A case on the network's grid: ``volume`` float32 and ``classes`` uint8, both (D, H, W)."""
 
-    MONAI's SwinUNETR, block for block, around an encoder that exists already; the norm is over
-    groups of channels, because a crop's deepest map may be a single voxel. Raises ValueError for an
-    encoder with other maps.
+    volume: np.ndarray
+    classes: np.ndarray
+    grid: NetworkGrid
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The kind, for the classes of one task.
+
+    ``mirror``: crops are mirrored from left to right half the time, which a lung bears and a heart,
+    whose right ventricle is known by its side, does not.
     """
 
-    def __init__(self, encoder: Any, train_encoder: bool) -> None:
-        from monai.networks.blocks.dynunet_block import UnetOutBlock
-        from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
+    classes: Classes
+    mirror: bool = True
+    NAME = "segmentation"
 
-        super().__init__()
-        if encoder.strides != UNETR_STRIDES:
-            raise ValueError(
-                f"segmentation decodes maps at strides {UNETR_STRIDES}, and this encoder's are at "
-                f"{encoder.strides}: pre-train with model.vision.name swin or dynunet"
-            )
-        self.encoder = encoder.requires_grad_(train_encoder)
-        width = encoder.channels // 16
-        norm = ("group", {"num_groups": math.gcd(width, 4)})
-        options: dict[str, Any] = {
-            "spatial_dims": 3,
-            "kernel_size": 3,
-            "norm_name": norm,
-            "res_block": True,
+    def predict(
+        self,
+        split: Split,
+        checkpoint: Path,
+        predictions: Path,
+        params: SegmentationTask,
+        ledger: Ledger,
+        on_metrics: OnMetrics,
+        prefix: str,
+    ) -> dict[str, Any]:
+        """Write ``<system>/<case_id>.nii.gz`` in native space, ``reference/`` likewise, and the
+        slices that the overlays show (see `Kind.predict`).
+
+        Raises ValueError for the mode ``zero_shot``.
+        """
+        if params.mode == "zero_shot":
+            raise ValueError("segmentation has no zero_shot mode: use frozen, finetune or scratch")
+        from monai.inferers.utils import sliding_window_inference
+
+        num_classes = len(self.classes.names)
+        encoder, contract, provenance = starting_encoder(checkpoint, params)
+        spacing_mm = params.spacing_mm or contract.spacing_mm
+        loaded = {
+            name: load_cases(cases, spacing_mm, params.window_hu, num_classes, ledger)
+            for name, cases in split.items()
         }
-        sizes = (1, width, 2 * width, 4 * width, 16 * width)
-        self.lateral = nn.ModuleList(
-            UnetrBasicBlock(in_channels=size, out_channels=max(size, width), stride=1, **options)
-            for size in sizes
+        for name, cases in split.items():
+            split[name] = [case for case in cases if case.case_id in loaded[name]]
+        train = loaded["train"] | loaded["validation"]
+        drawn = generator(params.seed, "crops")
+
+        def make_batch(cases: Sequence[Case]) -> tuple[torch.Tensor, torch.Tensor]:
+            crops = [
+                _crop(train[case.case_id], params.crop_voxels, drawn, self.mirror) for case in cases
+            ]
+            volumes, masks = (np.stack(part)[:, None] for part in zip(*crops, strict=True))
+            return torch.from_numpy(volumes), torch.from_numpy(masks.astype(np.float32))
+
+        torch.manual_seed(params.seed)
+        network = UNETR(encoder, params.mode != "frozen", num_classes)
+        fit_head(
+            DiceCrossEntropy(network),
+            split["train"],
+            split["validation"],
+            make_batch,
+            params,
+            on_metrics,
+            prefix,
         )
-        self.up = nn.ModuleList(
-            UnetrUpBlock(
-                in_channels=factor * width,
-                out_channels=max(1, factor // 2) * width,
-                upsample_kernel_size=2,
-                **options,
-            )
-            for factor in (16, 8, 4, 2, 1)
-        )
-        self.out = UnetOutBlock(spatial_dims=3, in_channels=width, out_channels=2)
-
-    def forward(self, volume: Tensor) -> Tensor:
-        """[B, 1, D, H, W] -> logits of background and lesion [B, 2, D, H, W]."""
-        first, second, third, fourth, last = self.encoder(volume)
-        skips = [
-            fourth,
-            self.lateral[3](third),
-            self.lateral[2](second),
-            self.lateral[1](first),
-            self.lateral[0](volume),
-        ]
-        x = self.lateral[4](last)
-        for up, skip in zip(self.up, skips, strict=True):
-            x = up(x, skip)
-        return self.out(x)
-
-
-class DiceCrossEntropy(nn.Module):
-    """Network and loss: (volume [B,1,D,H,W], mask [B,1,D,H,W]) -> named losses.
-
-    Dice with squared denominators plus cross-entropy, background included (spec/downstream 8).
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        from monai.losses.dice import DiceCELoss
-
-        super().__init__()
-        self.network = network
-        self.loss = DiceCELoss(softmax=True, to_onehot_y=True, squared_pred=True)
-
-    def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        volume, mask = batch
-        return {"total": self.loss(self.network(volume), mask)}
-
-
-def predict(
-    split: Split,
-    checkpoint: Path,
-    predictions: Path,
-    params: Covid1920,
-    ledger: Ledger,
-    on_metrics: OnMetrics,
-    prefix: str,
-) -> dict[str, Any]:
-    """Write ``<system>/<case_id>.nii.gz`` in native space, ``reference/`` likewise, and the
-    slices that the overlays show (see `Kind.predict`).
-
-    Raises ValueError for the mode ``zero_shot``.
-    """
-    if params.mode == "zero_shot":
-        raise ValueError("segmentation has no zero_shot mode: use frozen, finetune or scratch")
-    from monai.inferers.utils import sliding_window_inference
-
-    encoder, contract, provenance = starting_encoder(checkpoint, params)
-    spacing_mm = params.spacing_mm or contract.spacing_mm
-    loaded = {name: _load(cases, spacing_mm, params, ledger) for name, cases in split.items()}
-    for name, cases in split.items():
-        split[name] = [case for case in cases if case.case_id in loaded[name]]
-    train = loaded["train"] | loaded["validation"]
-    drawn = generator(params.seed, "crops")
-
-    def make_batch(cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
-        crops = [_crop(*train[case.case_id], params.crop_voxels, drawn) for case in cases]
-        return (
-            torch.from_numpy(np.stack([volume for volume, _ in crops])[:, None]),
-            torch.from_numpy(np.stack([mask for _, mask in crops])[:, None].astype(np.float32)),
-        )
-
-    torch.manual_seed(params.seed)
-    network = UNETR(encoder, train_encoder=params.mode != "frozen")
-    fit_head(
-        DiceCrossEntropy(network),
-        split["train"],
-        split["validation"],
-        make_batch,
-        params,
-        on_metrics,
-        prefix,
-    )
-    prior = _prior([loaded["train"][case.case_id][1] for case in split["train"]])
-    slices: Any = {}
-    for case in split["test"]:
-        volume, _ = loaded["test"][case.case_id]
-        with torch.inference_mode():
-            logits: Any = sliding_window_inference(
-                torch.from_numpy(volume)[None, None],
-                params.crop_voxels,
-                sw_batch_size=4,
-                predictor=network,
-                overlap=params.window_overlap_fraction,
-                mode="gaussian",
-            )
-        grid = {
-            MODEL: logits.softmax(1)[0, 1].numpy(),
-            "empty_mask": np.zeros(volume.shape, np.float32),
-            "training_prior": _resize(prior, volume.shape),
+        prior = _prior([loaded["train"][case.case_id] for case in split["train"]], num_classes)
+        slices: Any = {}
+        for case in split["test"]:
+            at = loaded["test"][case.case_id]
+            with torch.inference_mode():
+                logits: Any = sliding_window_inference(
+                    torch.from_numpy(at.volume)[None, None],
+                    params.crop_voxels,
+                    sw_batch_size=4,
+                    predictor=network,
+                    overlap=params.window_overlap_fraction,
+                    mode="gaussian",
+                )
+            native: Any = nibabel.load(str(case.image))
+            masks = {
+                MODEL: at.grid.classes_to_image(logits.softmax(1)[0].numpy()),
+                "empty_mask": np.zeros(at.grid.shape_image, np.uint8),
+                "training_prior": at.grid.classes_to_image(_prior_on(prior, at.grid)),
+            }
+            for system, mask in masks.items():
+                on_file = to_file_order(mask, native.affine)
+                _save_mask(predictions / system / f"{case.case_id}.nii.gz", on_file, native)
+            reference = _read_mask(case.mask)
+            _save_mask(predictions / REFERENCE / f"{case.case_id}.nii.gz", reference, native)
+            slices[case.case_id] = _slice(case, reference, native.affine, params.window_hu)
+        pd.DataFrame(
+            {
+                "case_id": [case.case_id for case in split["test"]],
+                "patient_id": [case.patient_id for case in split["test"]],
+                "phase": [self._phase(case) for case in split["test"]],
+            }
+        ).to_csv(predictions / CASES, index=False)
+        np.savez_compressed(predictions / SLICES, **slices)
+        padding = [at.grid.padding_fraction for part in loaded.values() for at in part.values()]
+        return provenance | {
+            "padding_fraction": round(float(np.mean(padding)), 4) if padding else None
         }
-        native: Any = nibabel.load(str(case.image))
-        for system, probability in grid.items():
-            on_file = to_native(probability, spacing_mm, native.shape[:3], native.affine)
-            _save_mask(predictions / system / f"{case.case_id}.nii.gz", on_file > 0.5, native)
-        reference = _read_mask(case.mask)
-        _save_mask(predictions / REFERENCE / f"{case.case_id}.nii.gz", reference, native)
-        slices[case.case_id] = _slice(case, reference, native.affine, params)
-    pd.DataFrame(
-        {
-            "case_id": [case.case_id for case in split["test"]],
-            "patient_id": [case.patient_id for case in split["test"]],
+
+    def score(self, predictions: Path, params: SegmentationTask) -> Scores:
+        """Dice, HD95, NSD, pooled Dice and volumes by class; empty references apart."""
+        table = read_cases(predictions)
+        ids = table["case_id"].tolist()
+        masks = {
+            system: read_masks(predictions, system, ids, self.classes) for system in (MODEL, *NULLS)
         }
-    ).to_csv(predictions / CASES, index=False)
-    np.savez_compressed(predictions / SLICES, **slices)
-    return provenance
-
-
-def score(predictions: Path, params: Covid1920) -> Scores:
-    """Dice, HD95, NSD at 2 mm, pooled Dice and volume bias; empty references apart."""
-    table = pd.read_csv(predictions / CASES)
-    overlaps = {system: _overlaps(predictions, system, table) for system in (MODEL, *NULLS)}
-    patients = table["patient_id"].tolist()
-    of_model = overlaps[MODEL]
-    volume = np.array([o.volume_ml for o in of_model])
-    reference = np.array([o.reference_volume_ml for o in of_model])
-    _, low, high = bland_altman(volume, reference)
-    return Scores(
-        metrics=_metrics(of_model, patients, params),
-        nulls={null: _metrics(overlaps[null], patients, params) for null in NULLS},
-        counts={
+        volume, true = (masks[MODEL].of(field) for field in ("volume_ml", "reference_volume_ml"))
+        counts: dict[str, float] = {
             "test_cases": len(table),
-            "empty_references": int((reference == 0).sum()),
-            "empty_predictions": int((volume == 0).sum()),
-            "volume_limit_low_ml": low,
-            "volume_limit_high_ml": high,
+            "empty_references": int((true.sum(axis=1) == 0).sum()),
+            "empty_predictions": int((volume.sum(axis=1) == 0).sum()),
         }
-        if len(table) > 1
-        else {"test_cases": len(table)},
-        notes=(
+        for column, name in enumerate(self.classes.names if len(table) > 1 else ()):
+            key = "volume_limit" if len(self.classes.names) == 1 else f"{name}_volume_limit"
+            _, counts[f"{key}_low_ml"], counts[f"{key}_high_ml"] = bland_altman(
+                volume[:, column], true[:, column]
+            )
+        if self.classes.lesions:
+            for field in ("found", "false", "missed"):
+                counts[f"lesions_{field}"] = sum(getattr(c, field) for c in masks[MODEL].lesions)
+        return Scores(
+            metrics=metrics(masks[MODEL], table, self.classes, params),
+            nulls={null: metrics(masks[null], table, self.classes, params) for null in NULLS},
+            counts=counts,
+            notes=self._notes(),
+        )
+
+    def draw(self, predictions: Path, params: SegmentationTask) -> "dict[str, Figure]":
+        """``overlays`` of the largest test cases, ``bland_altman`` by class, and with phases the
+        ejection fractions, ``ejection_fraction``."""
+        table = read_cases(predictions)
+        ids = table["case_id"].tolist()
+        volume, true = volumes_ml(predictions, MODEL, ids, len(self.classes.names))
+        drawn = {"overlays": self._overlays(predictions, ids, volume.sum(axis=1), true.sum(axis=1))}
+        for column, name in enumerate(self.classes.names):
+            measured, reference = volume[:, column], true[:, column]
+            bias, low, high = bland_altman(measured, reference)
+            key = "bland_altman" if len(self.classes.names) == 1 else f"bland_altman_{name}"
+            drawn[key] = figures.bland_altman(measured, reference, bias, (low, high))
+        if self.classes.phases:
+            fractions = {}
+            for name in self.classes.ventricles:
+                column = self.classes.names.index(name)
+                measured, reference = (
+                    ejection_fractions(of[:, column], table, self.classes.phases).to_numpy()
+                    for of in (volume, true)
+                )
+                fractions[name] = measured, reference
+            drawn["ejection_fraction"] = figures.agreement(fractions, "ejection fraction", "%")
+        return drawn
+
+    def _overlays(
+        self, predictions: Path, ids: Sequence[str], volume: np.ndarray, true: np.ndarray
+    ) -> "Figure":
+        planes, predicted, reference, titles = [], [], [], []
+        with np.load(predictions / SLICES, allow_pickle=False) as slices:
+            for row in np.argsort(-true, kind="stable")[:NUM_OVERLAYS]:
+                p, r, _ = read_pair(predictions, MODEL, ids[row])
+                file: Any = nibabel.load(str(predictions / REFERENCE / f"{ids[row]}.nii.gz"))
+                p, r = (_to_ras(mask, file.affine) for mask in (p, r))
+                height = _widest(r)
+                planes.append(slices[ids[row]])
+                predicted.append(p[:, :, height])
+                reference.append(r[:, :, height])
+                titles.append(f"{volume[row]:.0f} of {true[row]:.0f} ml")
+        return figures.overlays(planes, predicted, reference, titles)
+
+    def _phase(self, case: Case) -> str:
+        named = [phase for phase in self.classes.phases or () if case.labels.get(phase)]
+        assert len(named) == bool(self.classes.phases), f"a case in {named}"
+        return named[0] if named else ""
+
+    def _notes(self) -> tuple[str, ...]:
+        notes = [
             "native space, true spacing; cases with an empty reference enter only "
             "false_positive_ml and the volumes",
             "an empty prediction on a lesion counts as Dice 0, NSD 0, HD95 the image's diagonal",
             "HD95 is the larger of the two directed 95th percentiles (MONAI)",
-            f"NSD at {TOLERANCE_MM} mm is harsh where voxels are larger than that",
-        ),
-    )
+            f"NSD at {self.classes.tolerance_mm:g} mm is harsh where voxels are larger than that",
+            "padding_fraction is the share of the network's input voxels outside the image",
+        ]
+        if self.classes.lesions:
+            notes.append("lesion_f1 pairs connected components one to one at IoU above 0.1")
+        if self.classes.phases:
+            notes.append("an empty ventricle at end-diastole counts as an ejection fraction of 0 %")
+        return tuple(notes)
 
 
-def draw(predictions: Path, params: Covid1920) -> "dict[str, Figure]":
-    """``overlays`` of the first test cases with a lesion, and ``bland_altman``."""
-    table = pd.read_csv(predictions / CASES)
-    overlaps = _overlaps(predictions, MODEL, table, volumes_only=True)
-    volume = np.array([o.volume_ml for o in overlaps])
-    reference = np.array([o.reference_volume_ml for o in overlaps])
-    planes, predicted, true, titles = [], [], [], []
-    with np.load(predictions / SLICES, allow_pickle=False) as slices:
-        for case_id in table["case_id"][np.argsort(-reference, kind="stable")][:NUM_OVERLAYS]:
-            plane = slices[case_id]
-            masks = [
-                nibabel.as_closest_canonical(
-                    nibabel.load(str(predictions / system / f"{case_id}.nii.gz"))
-                )
-                for system in (MODEL, REFERENCE)
-            ]
-            p, r = (np.asarray(mask.dataobj) > 0 for mask in masks)
-            height = _widest(r)
-            planes.append(plane)
-            predicted.append(p[:, :, height])
-            true.append(r[:, :, height])
-            row = int(np.flatnonzero(table["case_id"] == case_id)[0])
-            titles.append(f"{volume[row]:.0f} of {reference[row]:.0f} ml")
-    bias, low, high = bland_altman(volume, reference)
-    return {
-        "overlays": figures.overlays(planes, predicted, true, titles),
-        "bland_altman": figures.bland_altman(volume, reference, bias, (low, high)),
-    }
-
-
-def to_native(
-    grid: np.ndarray,
-    spacing_mm: tuple[float, float, float],
-    shape: tuple[int, int, int],
-    affine: np.ndarray,
-) -> np.ndarray:
-    """Values on a contract grid (D, H, W), brought to the voxels of a file by linear interpolation.
-
-    Inverts `resample_to_contract` for a grid of ``spacing_mm`` (z, y, x) centred on the file's
-    volume of ``shape`` (X, Y, Z) and ``affine`` (to RAS mm, any orientation, also oblique).
-    Outside the grid: 0.
-    """
-    rotation, offset = affine[:3, :3], affine[:3, 3]
-    centre_mm = rotation @ ((np.array(shape) - 1) / 2) + offset
-    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij")).reshape(3, -1)
-    from_centre_mm = rotation @ index + (offset - centre_mm)[:, None]
-    middle = (np.array(grid.shape)[:, None] - 1) / 2
-    where = from_centre_mm[::-1] / np.array(spacing_mm)[:, None] + middle
-    values = map_coordinates(grid.astype(np.float32), where, order=1, mode="nearest")
-    outside = (where < -0.5) | (where > np.array(grid.shape)[:, None] - 0.5)
-    return np.where(outside.any(axis=0), 0.0, values).reshape(shape)
-
-
-def grid_contract(
-    shape: tuple[int, ...],
-    affine: np.ndarray,
-    spacing_mm: tuple[float, float, float],
-    window_hu: tuple[int, int] = (-1000, 1000),
-) -> VolumeContract:
-    """A contract that holds the whole volume (X, Y, Z): sizes rounded up to multiples of 32."""
-    extent_mm = np.abs(affine[:3, :3]) @ np.array(shape[:3])
-    voxels = np.ceil(extent_mm[::-1] / np.array(spacing_mm) - 1e-6)
-    depth, height, width = (int(-(-size // 32) * 32) for size in voxels)
-    return VolumeContract(
-        spacing_mm=spacing_mm, shape_voxels=(depth, height, width), window_hu=window_hu
-    )
-
-
-def _load(
+def load_cases(
     cases: Sequence[Case],
-    spacing_mm: tuple[float, float, float],
-    params: Covid1920,
+    spacing_mm: Spacing,
+    window_hu: tuple[int, int] | None,
+    num_classes: int,
     ledger: Ledger,
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Windowed volume float32 and mask bool, both (D, H, W), by case id; the rest to the ledger."""
+) -> dict[str, Loaded]:
+    """Cases on the network's grid by id; the rest to the ledger.
+
+    With ``window_hu`` a CT: HU, windowed to [0, 1]. Without, another modality: z-scores by mean and
+    deviation of the non-zero voxels.
+    """
     loaded = {}
     for case in cases:
         try:
             image, affine = load_image(case)
-            mask_image, mask_affine = load_image(Case(case.case_id, "", case.mask or Path()))
+            classes, mask_affine = load_image(Case(case.case_id, "", case.mask or Path()))
         except RefusedNifti as refused:
             ledger.quarantine(case.case_id, refused.reason, refused.detail)
             continue
         except Exception as error:  # any other reader's error means: this file cannot be read
             ledger.quarantine(case.case_id, Reason.UNREADABLE, type(error).__name__)
             continue
-        found = problem(image) if image.ndim == 3 else (Reason.WRONG_SHAPE, f"{image.ndim} axes")
-        if found is None and mask_image.shape != image.shape:
-            found = Reason.WRONG_SHAPE, f"mask {mask_image.shape}, image {image.shape}"
+        if image.ndim != 3:
+            found: tuple[Reason, str] | None = (Reason.WRONG_SHAPE, f"{image.ndim} axes")
+        elif window_hu:
+            found = problem(image)
+        else:
+            found = _no_contrast(image)
+        if found is None and classes.shape != image.shape:
+            found = Reason.WRONG_SHAPE, f"mask {classes.shape}, image {image.shape}"
         if found is None and not np.allclose(mask_affine, affine, atol=1e-2):
             found = Reason.MIXED_GEOMETRY, "mask and image have different affines"
+        if found is None and not np.isin(classes, np.arange(1 + num_classes)).all():
+            found = Reason.INVALID_LABEL, f"mask values beyond 0 to {num_classes}"
         if found is not None:
             ledger.quarantine(case.case_id, *found)
             continue
-        grid = grid_contract(image.shape, affine, spacing_mm, params.window_hu)
-        volume = apply_window(resample_to_contract(image, affine, grid), params.window_hu)
-        # Half a voxel of lesion and more is lesion: the mask travels as 0 and 1000 "HU".
-        mask = resample_to_contract((mask_image > 0) * np.float32(1000), affine, grid) >= 500
-        loaded[case.case_id] = volume, mask
+        grid = network_grid(image.shape, affine, spacing_mm)
+        loaded[case.case_id] = Loaded(
+            _volume(image, grid, window_hu), grid.classes_from_image(classes, num_classes), grid
+        )
     return loaded
 
 
+def _volume(image: np.ndarray, grid: NetworkGrid, window_hu: tuple[int, int] | None) -> np.ndarray:
+    """float32 (D, H, W); the padding looks like air, or like a voxel of value 0."""
+    if window_hu:
+        return apply_window(grid.from_image(image, window_hu[0]), window_hu)
+    tissue = image[image != 0]
+    mean, deviation = float(tissue.mean()), float(tissue.std())
+    scores = np.clip((image - mean) / deviation, -MAX_DEVIATIONS, MAX_DEVIATIONS)
+    of_zero = max(-mean / deviation, -MAX_DEVIATIONS)
+    # `resample` takes integers: thousandths of a deviation.
+    return grid.from_image(scores * 1000, round(of_zero * 1000)).astype(np.float32) / 1000
+
+
+def _no_contrast(image: np.ndarray) -> tuple[Reason, str] | None:
+    if not np.isfinite(image).all():
+        return Reason.NOT_FINITE, ""
+    tissue = image[image != 0]
+    if not len(tissue) or tissue.min() == tissue.max():
+        return Reason.CONSTANT, ""
+    return None
+
+
 def _crop(
-    volume: np.ndarray, mask: np.ndarray, size: tuple[int, int, int], drawn: torch.Generator
+    case: Loaded, size: tuple[int, int, int], drawn: torch.Generator, mirror: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A crop (D, H, W) of ``size``: every other one around a lesion voxel; mirrored half the time
-    in W. Smaller volumes are padded at their end with the volume's minimum (air)."""
+    """A crop (D, H, W) of ``size``, every other one around a voxel of a class, each class as often;
+    mirrored half the time in W if asked. A smaller volume is padded at its end with its minimum."""
+    volume, classes = case.volume, case.classes
     short = [(0, max(0, want - have)) for want, have in zip(size, volume.shape, strict=True)]
-    volume = np.pad(volume, short, constant_values=float(volume.min()))
-    mask = np.pad(mask, short)
+    if any(after for _, after in short):
+        volume = np.pad(volume, short, constant_values=float(volume.min()))
+        classes = np.pad(classes, short)
     number = torch.rand(5, generator=drawn).tolist()
     room = np.array(volume.shape) - size
     start = (np.array(number[:3]) * (room + 1)).astype(int)
-    lesion = np.flatnonzero(mask if number[3] < 0.5 else False)
-    if len(lesion):
-        pick = int(torch.randint(len(lesion), (1,), generator=drawn))
-        centre = np.array(np.unravel_index(lesion[pick], mask.shape))
+    present = np.flatnonzero(np.bincount(classes.ravel())[1:]) + 1
+    if len(present) and number[3] < 0.5:
+        chosen = present[int(torch.randint(len(present), (1,), generator=drawn))]
+        voxels = np.flatnonzero(classes == chosen)
+        pick = int(torch.randint(len(voxels), (1,), generator=drawn))
+        centre = np.array(np.unravel_index(voxels[pick], classes.shape))
         shift = (np.array(number[:3]) - 0.5) * np.array(size) / 2
         start = np.clip((centre - np.array(size) / 2 + shift).astype(int), 0, room)
     box = tuple(slice(a, a + b) for a, b in zip(start, size, strict=True))
-    turn = -1 if number[4] < 0.5 else 1
-    return volume[box][:, :, ::turn].copy(), mask[box][:, :, ::turn].copy()
+    turn = -1 if mirror and number[4] < 0.5 else 1
+    return volume[box][:, :, ::turn].copy(), classes[box][:, :, ::turn].copy()
 
 
-def _prior(masks: Sequence[np.ndarray]) -> np.ndarray:
-    """Training frequency on the unit grid, shifted so that its best training threshold is 0.5."""
-    stack = np.stack([_resize(mask.astype(np.float32), UNIT_GRID) for mask in masks])
-    frequency = stack.mean(axis=0)
-    true = stack > 0.5
-    best, best_dice = 0.5, -1.0
-    for threshold in np.linspace(0.02, 0.98, 49) * max(float(frequency.max()), 1e-6):
-        chosen = frequency > threshold
-        both = (true & chosen).sum(axis=(1, 2, 3))
-        dice = float((2 * both / np.maximum(true.sum(axis=(1, 2, 3)) + chosen.sum(), 1)).mean())
-        if dice > best_dice:
-            best, best_dice = float(threshold), dice
-    return np.clip(frequency - best + 0.5, 0, 1).astype(np.float32)
+def _prior(train: Sequence[Loaded], num_classes: int) -> np.ndarray:
+    """Training frequency of each class on the unit grid, [classes, 32, 32, 32], shifted so that its
+    best training threshold is 0.5."""
+    priors = []
+    for number in range(1, 1 + num_classes):
+        stack = np.stack(
+            [
+                _resize((case.classes[case.grid.inside] == number).astype(np.float32), UNIT_GRID)
+                for case in train
+            ]
+        )
+        frequency, true = stack.mean(axis=0), stack > 0.5
+        best, best_dice = 0.5, -1.0
+        for threshold in np.linspace(0.02, 0.98, 49) * max(float(frequency.max()), 1e-6):
+            chosen = frequency > threshold
+            both = (true & chosen).sum(axis=(1, 2, 3))
+            dice = float((2 * both / np.maximum(true.sum(axis=(1, 2, 3)) + chosen.sum(), 1)).mean())
+            if dice > best_dice:
+                best, best_dice = float(threshold), dice
+        priors.append(np.clip(frequency - best + 0.5, 0, 1).astype(np.float32))
+    return np.stack(priors)
+
+
+def _prior_on(prior: np.ndarray, grid: NetworkGrid) -> np.ndarray:
+    """[1 + classes, D, H, W] on a case's grid; a class wins where it is above 0.5."""
+    on_grid = np.zeros((1 + len(prior), *grid.shape_voxels), np.float32)
+    for number, frequency in enumerate(prior, 1):
+        on_grid[number][grid.inside] = _resize(frequency, grid.num_inside)
+    on_grid[0] = 1 - on_grid[1:].max(axis=0)
+    return on_grid
 
 
 def _resize(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -388,75 +390,32 @@ def _save_mask(path: Path, mask: np.ndarray, like: Any) -> None:
 
 
 def _read_mask(path: Path | None) -> np.ndarray:
-    """bool (X, Y, Z) as the file stores it."""
+    """uint8 class numbers (X, Y, Z) as the file stores them."""
     assert path is not None, "a segmentation case without mask"
     image: Any = nibabel.load(str(path))
-    return np.asarray(image.dataobj) > 0
+    return np.rint(np.asarray(image.dataobj)).astype(np.uint8).reshape(image.shape[:3])
+
+
+def _to_ras(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    ras: Any = nibabel.as_closest_canonical(nibabel.Nifti1Image(mask.astype(np.uint8), affine))
+    return np.asarray(ras.dataobj)
 
 
 def _widest(mask: np.ndarray) -> int:
-    """Axial index with most lesion; the middle without any. ``mask`` is RAS (X, Y, Z)."""
-    area = mask.sum(axis=(0, 1))
+    """Axial index with most foreground; the middle without any. ``mask`` is RAS (X, Y, Z)."""
+    area = (mask > 0).sum(axis=(0, 1))
     return int(area.argmax()) if area.any() else mask.shape[2] // 2
 
 
-def _slice(case: Case, mask: np.ndarray, affine: np.ndarray, params: Covid1920) -> np.ndarray:
+def _slice(
+    case: Case, mask: np.ndarray, affine: np.ndarray, window_hu: tuple[int, int] | None
+) -> np.ndarray:
     """uint8 (X, Y) of the RAS volume where the reference is widest."""
     image, _ = load_image(case)
-    ras = nibabel.as_closest_canonical(nibabel.Nifti1Image(mask.astype(np.uint8), affine))
-    height = _widest(np.asarray(ras.dataobj) > 0)
-    return np.round(apply_window(image[:, :, height], params.window_hu) * 255).astype(np.uint8)
-
-
-def _overlaps(
-    predictions: Path, system: str, table: pd.DataFrame, volumes_only: bool = False
-) -> list[Overlap]:
-    """One `Overlap` per row of ``table``. Raises ValueError naming a missing prediction."""
-    found = []
-    for case_id in table["case_id"]:
-        path = predictions / system / f"{case_id}.nii.gz"
-        if not path.exists():
-            raise ValueError(f"no prediction {path}: every test case must have one")
-        image: Any = nibabel.load(str(path))
-        predicted = np.asarray(image.dataobj) > 0
-        reference = _read_mask(predictions / REFERENCE / path.name)
-        spacing_mm = tuple(float(size) for size in image.header.get_zooms()[:3])
-        if volumes_only:
-            voxel_ml, nan = float(np.prod(spacing_mm)) / 1000, float("nan")
-            found.append(
-                Overlap(nan, nan, nan, predicted.sum() * voxel_ml, reference.sum() * voxel_ml)
-            )
-        else:
-            found.append(overlap(predicted, reference, spacing_mm, TOLERANCE_MM))  # type: ignore[arg-type]
-    return found
-
-
-def _metrics(
-    overlaps: Sequence[Overlap], patients: Sequence[str], params: Covid1920
-) -> dict[str, Estimate]:
-    dice = np.array([o.dice for o in overlaps])
-    volume = np.array([o.volume_ml for o in overlaps])
-    reference = np.array([o.reference_volume_ml for o in overlaps])
-    common: Any = {"num_resamples": params.num_bootstrap, "seed": params.seed}
-
-    def pooled(rows: np.ndarray) -> float:
-        total = (volume + reference)[rows].sum()
-        both = np.nan_to_num(dice * (volume + reference))[rows].sum()
-        return float(both / total) if total else float("nan")
-
-    lesion = "no test case with a lesion"
-    empty = np.where(reference == 0, volume, np.nan)
-    return {
-        "dice": mean_estimate(dice, patients, undefined=lesion, **common),
-        "hd95_mm": mean_estimate(
-            np.array([o.hd95_mm for o in overlaps]), patients, undefined=lesion, **common
-        ),
-        "nsd_2mm": mean_estimate(
-            np.array([o.nsd for o in overlaps]), patients, undefined=lesion, **common
-        ),
-        "pooled_dice": estimate(pooled, patients, undefined=lesion, **common),
-        "volume_bias_ml": mean_estimate(volume - reference, patients, **common),
-        "false_positive_ml": mean_estimate(
-            empty, patients, undefined="no test case with an empty reference", **common
-        ),
-    }
+    plane = image[:, :, _widest(_to_ras(mask, affine))]
+    if window_hu:
+        grey = apply_window(plane, window_hu)
+    else:
+        low, high = np.percentile(image, [1, 99])
+        grey = np.clip((plane - low) / max(float(high - low), 1e-6), 0, 1)
+    return np.round(grey * 255).astype(np.uint8)

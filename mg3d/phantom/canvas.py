@@ -103,13 +103,14 @@ def rotation(tangent_half: float, axis: int) -> tuple[Vector, Vector, Vector]:
 
 class Canvas:
     """Voxels under construction, all (D, H, W): ``hu`` int16 and the bool masks ``inside`` (the rib
-    cage), ``lung[side]`` and ``lesion``."""
+    cage), ``lung[side]``, ``lesion`` (opacities) and ``tumour`` (nodules and masses)."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self.x, self.y, self.z = grid.coordinates()
         self.hu = np.full(grid.shape, -1000, dtype=np.int16)
         self.lesion = np.zeros(grid.shape, dtype=bool)
+        self.tumour = np.zeros(grid.shape, dtype=bool)
         self.inside = np.zeros(grid.shape, dtype=bool)
         self.lung: dict[str, np.ndarray] = {}
 
@@ -176,11 +177,16 @@ class Canvas:
             weight = np.minimum(np.maximum(coverage, 0.0), 1.0)
             part[...] = np.floor(part + weight * (hu - part) + 0.5).astype(np.int16)
 
-    def draw_ball(self, centre: Vector, radius_mm: float, hu: float) -> None:
+    def draw_ball(
+        self, centre: Vector, radius_mm: float, hu: float, is_tumour: bool = False
+    ) -> None:
         """A small sphere with partial volume at its edge."""
         margin = radius_mm + self.edge_mm
         box, square = self.ellipsoid(centre, (margin, margin, margin))
-        self.blend(box, (radius_mm - np.sqrt(square) * margin) / self.edge_mm + 0.5, hu)
+        coverage = (radius_mm - np.sqrt(square) * margin) / self.edge_mm + 0.5
+        self.blend(box, coverage, hu)
+        if is_tumour:
+            self.tumour[box] |= coverage >= 0.5
 
     def draw_tube(self, start: Vector, end: Vector, radius_mm: float, hu: float) -> None:
         """A thin rod with partial volume at its edge."""

@@ -18,19 +18,28 @@ from mg3d.phantom.encoders import write_json
 from mg3d.phantom.layouts import (
     Layout,
     Row,
+    acdc,
     clutter,
     covid19_20,
     ct_rate,
     ct_rate_retrieval,
     ctrg_chest,
     ctrg_report,
+    msd_lung,
     pacs,
     stoic2021,
 )
 
 MARKER = "cohort.json"
 SOURCES = (ct_rate.NAME, ctrg_chest.NAME)  # beside the export
-TASKS = (stoic2021.NAME, covid19_20.NAME, ct_rate_retrieval.NAME, ctrg_report.NAME)
+TASKS = (
+    stoic2021.NAME,
+    covid19_20.NAME,
+    ct_rate_retrieval.NAME,
+    ctrg_report.NAME,
+    msd_lung.NAME,
+    acdc.NAME,
+)
 LAYOUTS: dict[str, Layout] = {
     "pacs": pacs,
     "clutter": clutter,
@@ -40,6 +49,8 @@ LAYOUTS: dict[str, Layout] = {
     covid19_20.NAME: covid19_20,
     ct_rate_retrieval.NAME: ct_rate_retrieval,
     ctrg_report.NAME: ctrg_report,
+    msd_lung.NAME: msd_lung,
+    acdc.NAME: acdc,
 }
 Job = tuple[str, int]
 

@@ -226,7 +226,7 @@ def _bronchiectasis(canvas: Canvas, anatomy: Anatomy, finding: Finding, draws: D
 def _nodule(canvas: Canvas, anatomy: Anatomy, finding: Finding, draws: Draws) -> None:
     long, short = finding.size_mm
     centre = _spot(anatomy, finding, draws)
-    canvas.draw_ball(centre, (long + short) / 4.0, 45)
+    canvas.draw_ball(centre, (long + short) / 4.0, 45, is_tumour=True)
 
 
 def _mass(canvas: Canvas, anatomy: Anatomy, finding: Finding, draws: Draws) -> None:
@@ -235,14 +235,16 @@ def _mass(canvas: Canvas, anatomy: Anatomy, finding: Finding, draws: Draws) -> N
     centre = _spot(anatomy, finding, draws)
     radii = (0.42 * short, 0.42 * short, 0.5 * long)
     box, square = canvas.ellipsoid(centre, radii)
-    canvas.blend(box, (1.0 - square) * 4.0, 40)
+    coverage = (1.0 - square) * 4.0
+    canvas.blend(box, coverage, 40)
+    canvas.tumour[box] |= coverage >= 0.5
     for _ in range(4):
         shift = (
             draws.uniform(-0.28, 0.28) * short,
             draws.uniform(-0.28, 0.28) * short,
             draws.uniform(-0.25, 0.25) * long,
         )
-        canvas.draw_ball(add(centre, shift), 0.22 * short, 40)
+        canvas.draw_ball(add(centre, shift), 0.22 * short, 40, is_tumour=True)
 
 
 def _lymphadenopathy(canvas: Canvas, anatomy: Anatomy, finding: Finding, draws: Draws) -> None:
@@ -380,7 +382,7 @@ def paint_findings(
     """Paint all findings on a healthy chest, in the order of :data:`PAINTERS`.
 
     Diffuse lung disease comes before what covers it. ``canvas.lesion`` collects the voxels of
-    ground-glass opacity and consolidation.
+    ground-glass opacity and consolidation, ``canvas.tumour`` those of nodules and masses.
     """
     order = list(PAINTERS)
     for finding in sorted(findings, key=lambda item: order.index(item.kind)):

@@ -16,11 +16,13 @@ NOISE_SD = 209  # standard deviation of the sum of eight bytes
 
 @dataclass(frozen=True)
 class Scan:
-    """``hu`` int16 and ``lesion`` bool, (D, H, W), on ``grid``; ``kernel`` is soft or sharp."""
+    """``hu`` int16, ``lesion`` and ``tumour`` bool, (D, H, W), on ``grid``; ``kernel`` is soft or
+    sharp."""
 
     grid: Grid
     hu: np.ndarray
     lesion: np.ndarray
+    tumour: np.ndarray
     kernel: str
 
 
@@ -62,17 +64,19 @@ def acquire(
     paint_anatomy(canvas, deformed, draws.child("anatomy"))
     paint_findings(canvas, deformed, findings, draws.child("findings"))
     hu = canvas.hu.astype(np.int32)
-    noise = _noise(grid.shape, draws.child("noise"))
+    noise = bell_noise(grid.shape, draws.child("noise"))
     if kernel == "soft":
         hu, noise = _blur(hu), _blur(noise)
         level = draws.integer(12, 24)
     else:
         level = draws.integer(22, 40)
     hu += (noise * level) // NOISE_SD
-    return Scan(grid, np.clip(hu, -1024, 3071).astype(np.int16), canvas.lesion, kernel)
+    return Scan(
+        grid, np.clip(hu, -1024, 3071).astype(np.int16), canvas.lesion, canvas.tumour, kernel
+    )
 
 
-def _noise(shape: tuple[int, int, int], draws: Draws) -> np.ndarray:
+def bell_noise(shape: tuple[int, int, int], draws: Draws) -> np.ndarray:
     """Bell-shaped integers, mean 0: each the sum of the eight bytes of one random word."""
     words = draws.raw(shape[0] * shape[1] * shape[2])
     even = np.uint64(0x00FF00FF00FF00FF)

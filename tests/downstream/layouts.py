@@ -200,3 +200,81 @@ def write_ctrg_reference(data: Path, num_train: int = 4, val_equals_test: bool =
 def _csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(",".join(row) + "\n" for row in rows))
+
+
+def write_msd_lung(data: Path, num_cases: int = 5, split: object = None) -> None:
+    """Pairs listed with a leading ``./``, one anisotropic, one stored LAS, one without tumour; a
+    companion on disk and one that is listed, a listed image that is not there, one mask that is not
+    there, a path that leaves the folder, two test images; ``split`` as splits_final.json."""
+    root = data / "Task06_Lung"
+    shape = (24, 22, 12)
+    training = []
+    for index in range(num_cases):
+        mask = np.zeros(shape, np.uint8)
+        if index != 2:
+            mask[lesion_box(shape)] = 1
+        name = f"lung_{1 + 3 * index:03d}.nii.gz"
+        spacing_mm = (6.0, 7.0, 12.0) if index == 1 else (6.0, 6.0, 10.0)
+        orientation = "LAS" if index == 3 else "RAS"
+        volume = chest_hu(shape, index, lesion=index != 2)
+        write_nifti(root / "imagesTr" / name, volume, spacing_mm, orientation)
+        write_nifti(root / "labelsTr" / name, mask, spacing_mm, orientation)
+        training.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
+    write_nifti(root / "imagesTr" / "lung_091.nii.gz", volume, (6.0, 6.0, 10.0))
+    for name in ("lung_090", "lung_091", "._lung_001"):
+        path = f"{name}.nii.gz"
+        training.append({"image": f"./imagesTr/{path}", "label": f"./labelsTr/{path}"})
+    training.append({"image": "../lung_092.nii.gz", "label": "./labelsTr/lung_001.nii.gz"})
+    for name in ("._lung_001.nii.gz", "._lung_004.nii.gz"):
+        (root / "imagesTr" / name).write_bytes(b"\x00\x05\x16\x07")
+    test = [f"./imagesTs/lung_{number:03d}.nii.gz" for number in (2, 3)]
+    for name in test:
+        write_nifti(root / name, volume, (6.0, 6.0, 10.0))
+    index_file = {"name": "Lung", "labels": {"0": "background", "1": "cancer"}}
+    (root / "dataset.json").write_text(
+        json.dumps(index_file | {"training": training, "test": test})
+    )
+    if split is not None:
+        (root / "splits_final.json").write_text(json.dumps(split))
+
+
+ACDC_FRAMES = (("training", 1, 2, 11), ("training", 2, 4, 13), ("testing", 101, 1, 9))
+
+
+def write_acdc(data: Path, frames: Sequence[tuple[str, int, int, int]] = ACDC_FRAMES) -> None:
+    """(folder, patient, ED, ES): a ball in a ring and a ball beside it, smaller at ES; slices of
+    10 mm. In training also a patient without ES mask and one whose two frames are one."""
+    for place, (part, patient, *numbers) in enumerate(frames):
+        folder = data / "database" / part / f"patient{patient:03d}"
+        for number, radius_mm in zip(numbers, (22.0, 16.0), strict=True):
+            image, classes = heart(radius_mm, seed=10 * patient + number)
+            orientation = "LAS" if place % 2 else "RAS"
+            stem = f"{folder.name}_frame{number:02d}"
+            write_nifti(folder / f"{stem}.nii.gz", image, (3.0, 3.0, 10.0), orientation)
+            write_nifti(folder / f"{stem}_gt.nii.gz", classes, (3.0, 3.0, 10.0), orientation)
+        text = f"ED: {numbers[0]}\nES: {numbers[1]}\nGroup: DCM\nHeight: 170.0\nNbFrame: 30\n"
+        (folder / "Info.cfg").write_text(text)
+
+
+def spoil_acdc(data: Path) -> None:
+    """Two bad training patients: ES without mask; ED and ES the same frame."""
+    write_acdc(data, [("training", 88, 1, 12), ("training", 89, 3, 12)])
+    training = data / "database" / "training"
+    (training / "patient088" / "patient088_frame12_gt.nii.gz").unlink()
+    (training / "patient089" / "Info.cfg").write_text("ED: 3\nES: 3\nGroup: NOR\n")
+
+
+def heart(radius_mm: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Image int16 and classes uint8, (X, Y, Z) = (28, 26, 8) of 3 x 3 x 10 mm."""
+    shape = (28, 26, 8)
+    x, y, z = np.meshgrid(*map(np.arange, shape), indexing="ij")
+    z_mm = 10.0 * (z - 3.5)
+    left = (3.0 * (x - 12)) ** 2 + (3.0 * (y - 13)) ** 2 + (0.4 * z_mm) ** 2
+    right = (3.0 * (x - 21)) ** 2 + (3.0 * (y - 13)) ** 2 + (0.4 * z_mm) ** 2
+    classes = np.zeros(shape, np.uint8)
+    classes[right < (0.8 * radius_mm) ** 2] = 1
+    classes[left < (radius_mm + 7.0) ** 2] = 2
+    classes[left < radius_mm**2] = 3
+    image = np.array([40, 200, 90, 200])[classes]
+    noise = np.random.default_rng(seed).normal(0, 8, shape)
+    return np.clip(image + noise, 0, None).astype(np.int16), classes

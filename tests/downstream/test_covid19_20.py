@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mg3d.downstream import DOWNSTREAM
-from mg3d.downstream.covid19_20 import cases
+from mg3d.downstream.covid19_20 import cases, first_fold
 from mg3d.finetuning.task import evaluate, score
 from mg3d.ledger import Ledger, Reason
 from mg3d.params import Covid1920
@@ -31,6 +31,9 @@ def test_cases_and_orphans(tmp_path: Path) -> None:
     names = sorted(case.image.name for case in found)
     assert "volume-covid19-A-0008_1_ct.nii.gz" in names
     assert len(names) == 7
+    assert {case.image.name[:21] for case in found if case.split == "test"} == {
+        "volume-covid19-A-0003", "volume-covid19-A-0008",
+    }  # fmt: skip
     for case in found:
         assert case.mask is not None
         assert case.mask.name == case.image.name.replace("_ct", "_seg")
@@ -45,6 +48,26 @@ def test_series_of_one_patient_stay_together(tmp_path: Path) -> None:
     found = cases(tmp_path, Ledger("covid19_20", "case"))
     assert len({case.patient_id for case in found}) == 2
     assert len({case.case_id for case in found}) == 3
+
+
+def test_test_is_the_references_first_block_of_ids() -> None:
+    """199 names give 40 / 40 / 40 / 40 / 39; numbers, not letters, decide the order."""
+    stems = [f"volume-covid19-A-{number}" for number in range(9000, 9000 + 3 * 199, 3)]
+    chosen = first_fold([*stems[::-1], f"{stems[0]}_1"])
+    assert chosen == set(stems[:40])
+    assert first_fold(["volume-covid19-A-10000", "volume-covid19-A-9999_1"]) == {
+        "volume-covid19-A-9999"
+    }
+
+
+def test_companions_are_no_cases(tmp_path: Path) -> None:
+    """macOS writes them in pairs, so that they look like a case."""
+    write_covid19_20(tmp_path)
+    for suffix in ("ct", "seg"):
+        (tmp_path / "Train" / f"._volume-covid19-A-0003_{suffix}.nii.gz").touch()
+    ledger = Ledger("covid19_20", "case")
+    assert len(cases(tmp_path, ledger)) == 7
+    assert [e.reason for e in ledger.entries].count(Reason.STRAY_FILE) == 1
 
 
 def test_wrong_layout(tmp_path: Path) -> None:

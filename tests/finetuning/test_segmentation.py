@@ -1,127 +1,120 @@
-from typing import Literal
+from pathlib import Path
 
-import nibabel
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from mg3d.data.resample import resample_to_contract
+from mg3d.finetuning.network_grid import network_grid
 from mg3d.finetuning.segmentation import (
-    UNETR,
     UNIT_GRID,
-    DiceCrossEntropy,
+    Loaded,
     _crop,
+    _no_contrast,
     _prior,
-    _resize,
-    grid_contract,
-    to_native,
+    _prior_on,
+    _volume,
+    load_cases,
 )
-from mg3d.metrics.segmentation import overlap
-from mg3d.params import VisionEncoder
-
-SPACING_MM = (4.0, 3.0, 3.0)
-
-
-def ball(shape: tuple[int, int, int], affine: np.ndarray, radius_mm: float) -> np.ndarray:
-    """A ball off the centre, in file voxels."""
-    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
-    centre = (np.array(shape) - 1) / 2
-    where = (index - centre) @ affine[:3, :3].T - np.array([10.0, -6.0, 4.0])
-    return np.linalg.norm(where, axis=-1) < radius_mm
+from mg3d.finetuning.task import Case
+from mg3d.ledger import Ledger, Reason
+from tests.downstream.layouts import chest_hu, lesion_box, write_nifti
 
 
-def affines() -> list[np.ndarray]:
-    """RAS, LAS, axes permuted (SRA), and oblique by 20 degrees."""
-    ras = np.diag([2.0, 2.5, 5.0, 1.0])
-    las = np.diag([-2.0, 2.5, 5.0, 1.0])
-    permuted = np.eye(4)
-    permuted[:3, :3] = np.array([[0, 2.5, 0], [0, 0, 5.0], [2.0, 0, 0]])
-    angle = np.deg2rad(20)
-    oblique = np.eye(4)
-    turn = np.array(
-        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
-    )
-    oblique[:3, :3] = turn @ np.diag([2.0, 2.5, 5.0])
-    for affine in (ras, las, permuted, oblique):
-        affine[:3, 3] = [-30.0, 12.0, 400.0]
-    return [ras, las, permuted, oblique]
+def loaded(volume: np.ndarray, classes: np.ndarray) -> Loaded:
+    grid = network_grid(volume.shape[::-1], np.eye(4), (1.0, 1.0, 1.0))
+    return Loaded(volume, classes.astype(np.uint8), grid)
 
 
-@pytest.mark.parametrize("affine", affines(), ids=["RAS", "LAS", "SRA", "oblique"])
-def test_there_and_back_is_the_same_place(affine: np.ndarray) -> None:
-    shape = (40, 36, 24)
-    mask = ball(shape, affine, 18.0)
-    image = nibabel.as_closest_canonical(nibabel.Nifti1Image(mask.astype(np.float32), affine))
-    grid = grid_contract(image.shape, image.affine, SPACING_MM)
-    packed = resample_to_contract(np.asarray(image.dataobj) * 1000, image.affine, grid)
-    back = to_native(np.clip(packed, 0, 1000) / 1000, SPACING_MM, shape, affine) > 0.5
-    spacing_mm = tuple(np.linalg.norm(affine[:3, :3], axis=0))
-    assert overlap(back, mask, spacing_mm).dice > 0.93
-
-
-def test_grid_holds_the_whole_volume() -> None:
-    for affine in affines():
-        grid = grid_contract((40, 36, 24), affine, SPACING_MM)
-        corners = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in (40, 36, 24)])).reshape(3, -1)
-        extent = np.ptp(affine[:3, :3] @ corners, axis=1)[::-1]
-        assert (np.array(grid.shape_voxels) * SPACING_MM >= extent - 1e-6).all()
-        assert all(size % 32 == 0 for size in grid.shape_voxels)
-
-
-def test_crops_hold_lesion_half_the_time_and_pad_small_volumes() -> None:
-    volume = np.zeros((40, 64, 64), np.float32)
-    mask = np.zeros(volume.shape, bool)
-    mask[38, 60, 60] = True
-    volume[mask] = 1
+def test_crops_hold_each_class_as_often_and_pad_small_volumes() -> None:
+    volume = np.zeros((64, 64, 64), np.float32)
+    classes = np.zeros(volume.shape, np.uint8)
+    classes[:4, :20, :20] = 1  # large, in one corner
+    classes[62, 60, 60] = 2  # a single voxel, in the other
+    volume[:] = classes
     drawn = torch.Generator().manual_seed(0)
-    crops = [_crop(volume, mask, (32, 32, 32), drawn) for _ in range(80)]
+    crops = [_crop(loaded(volume, classes), (32, 32, 32), drawn) for _ in range(200)]
     assert all(v.shape == m.shape == (32, 32, 32) for v, m in crops)
-    assert all(np.array_equal(v > 0, m) for v, m in crops)
-    assert 0.4 < np.mean([m.any() for _, m in crops]) < 0.75
-    small, _ = _crop(volume[:8, :8, :8], mask[:8, :8, :8], (32, 32, 32), drawn)
+    assert all(np.array_equal(v, m) for v, m in crops)
+    of_small = np.mean([(m == 2).any() for _, m in crops])
+    assert 0.17 < of_small < 0.33  # a quarter, by choice; hardly ever by chance
+    small, _ = _crop(loaded(volume[:8, :8, :8], classes[:8, :8, :8]), (32, 32, 32), drawn)
     assert small.shape == (32, 32, 32)
 
 
-def test_prior_is_the_mask_itself_when_all_patients_agree() -> None:
-    mask = np.zeros((32, 48, 64), bool)
-    mask[8:16, 10:30, 20:40] = True
-    prior = _prior([mask, mask])
-    assert prior.shape == UNIT_GRID
-    assert np.array_equal(_resize(mask.astype(np.float32), UNIT_GRID) > 0.5, prior > 0.5)
-    nothing = _prior([np.zeros((32, 32, 32), bool)])
+def test_a_heart_is_not_mirrored() -> None:
+    volume = np.zeros((32, 32, 32), np.float32)
+    volume[:, :, 0] = 1
+    drawn = torch.Generator().manual_seed(0)
+    of = loaded(volume, np.zeros(volume.shape))
+    for mirror, sides in ((True, {0, 31}), (False, {0})):
+        crops = [_crop(of, (32, 32, 32), drawn, mirror)[0] for _ in range(20)]
+        assert {int(crop[0, 0].argmax()) for crop in crops} == sides
+
+
+def test_prior_is_the_masks_themselves_when_all_patients_agree() -> None:
+    classes = np.zeros((32, 48, 64), np.uint8)
+    classes[8:16, 10:30, 20:40] = 1
+    classes[16:24, 10:30, 20:40] = 2
+    grid = network_grid((64, 48, 32), np.eye(4), (1.0, 1.0, 1.0))
+    case = Loaded(classes.astype(np.float32), np.pad(classes, ((0, 0), (8, 8), (0, 0))), grid)
+    prior = _prior([case, case], 2)
+    assert prior.shape == (2, *UNIT_GRID)
+    on_grid = _prior_on(prior, grid).argmax(axis=0)
+    assert on_grid.shape == grid.shape_voxels == (32, 64, 64)
+    agreement = (on_grid[grid.inside] == classes).mean()
+    assert agreement > 0.98
+    assert not on_grid[:, :8].any()  # padding is no place for a lesion
+    nothing = _prior([loaded(classes[:, :32, :32] * 1.0, np.zeros((32, 32, 32)))], 1)
     assert not (nothing > 0.5).any()
 
 
-def _encoder(name: Literal["swin", "unet3d", "dynunet"]) -> nn.Module:
-    from mg3d.models.vision import vision_encoder
-
-    return vision_encoder(
-        VisionEncoder(
-            name=name, embed_dim=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_voxels=2
-        )
-    )
-
-
-def test_unetr_refuses_an_encoder_with_maps_at_other_strides() -> None:
-    with pytest.raises(
-        ValueError, match=r"\(1, 2, 4, 8, 32\): .*model.vision.name swin or dynunet"
-    ):
-        UNETR(_encoder("unet3d"), train_encoder=True)
+def test_z_scores_are_of_the_voxels_that_are_not_zero() -> None:
+    generator = np.random.default_rng(0)
+    image = np.zeros((32, 32, 32))
+    image[8:24] = generator.normal(700, 50, (16, 32, 32))
+    grid = network_grid(image.shape, np.eye(4), (1.0, 1.0, 1.0))
+    tissue = image[8:24]
+    volume = _volume(image, grid, None).transpose(2, 1, 0)
+    np.testing.assert_allclose(volume[8:24], (tissue - tissue.mean()) / tissue.std(), atol=6e-4)
+    np.testing.assert_allclose(volume[:8], -tissue.mean() / tissue.std(), atol=6e-4)
+    # Whatever the unit: MR has none.
+    np.testing.assert_allclose(_volume(image * 7, grid, None).transpose(2, 1, 0), volume, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", ["swin", "dynunet"])
-@pytest.mark.parametrize("train_encoder", [True, False])
-def test_unetr_shape_and_what_it_trains(
-    train_encoder: bool, name: Literal["swin", "dynunet"]
+def test_an_image_without_contrast_has_no_z_scores() -> None:
+    image = np.zeros((4, 4, 4))
+    assert _no_contrast(image) == (Reason.CONSTANT, "")
+    image[0] = 5
+    assert _no_contrast(image) == (Reason.CONSTANT, "")
+    image[1] = 6
+    assert _no_contrast(image) is None
+    image[2] = np.nan
+    assert _no_contrast(image) == (Reason.NOT_FINITE, "")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        ("shape", Reason.WRONG_SHAPE),
+        ("spacing", Reason.MIXED_GEOMETRY),
+        ("label", Reason.INVALID_LABEL),
+        ("text", Reason.UNREADABLE),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_quarantined(
+    tmp_path: Path, spoil: str, reason: Reason
 ) -> None:
-    encoder = _encoder(name)
-    module = DiceCrossEntropy(UNETR(encoder, train_encoder))
-    volume = torch.rand(1, 1, 32, 64, 32)
-    assert module.network(volume).shape == (1, 2, 32, 64, 32)
-    loss = module((volume, (volume > 0.5).float()))["total"]
-    loss.backward()
-    moved = {name: p.grad is not None and bool(p.grad.abs().sum() > 0)
-             for name, p in module.named_parameters()}  # fmt: skip
-    assert all(got for name, got in moved.items() if ".encoder." not in name)
-    assert any(got for name, got in moved.items() if ".encoder." in name) == train_encoder
+    shape = (24, 22, 12)
+    mask = np.zeros(shape, np.uint8)
+    mask[lesion_box(shape)] = 2 if spoil == "label" else 1
+    if spoil == "shape":
+        mask = mask[:-1]
+    spacing_mm = (6.0, 6.0, 9.0 if spoil == "spacing" else 10.0)
+    write_nifti(tmp_path / "image.nii.gz", chest_hu(shape), (6.0, 6.0, 10.0))
+    write_nifti(tmp_path / "mask.nii.gz", mask, spacing_mm)
+    if spoil == "text":
+        (tmp_path / "mask.nii.gz").write_text("no mask")
+    ledger = Ledger("msd_lung", "case", ["one"])
+    case = Case("one", "p", tmp_path / "image.nii.gz", mask=tmp_path / "mask.nii.gz")
+    assert load_cases([case], (10.0, 6.0, 6.0), (-1000, 400), 1, ledger) == {}
+    assert [entry.reason for entry in ledger.entries] == [reason]

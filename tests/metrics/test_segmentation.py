@@ -16,7 +16,7 @@ def box(start: tuple[int, int, int], size: tuple[int, int, int]) -> np.ndarray:
 def test_perfect() -> None:
     mask = box((5, 5, 5), (6, 4, 3))
     scores = overlap(mask, mask, SPACING_MM)
-    assert (scores.dice, scores.hd95_mm, scores.nsd) == (1, 0, 1)
+    assert (scores.dice, scores.hd95_mm, scores.hd_mm, scores.nsd) == (1, 0, 0, 1)
     assert scores.volume_ml == scores.reference_volume_ml == pytest.approx(6 * 4 * 3 * 10 / 1000)
 
 
@@ -44,6 +44,11 @@ def test_hd95_agrees_with_distance_transforms() -> None:
     ]
     scores = overlap(predicted, reference, SPACING_MM)
     assert scores.hd95_mm == pytest.approx(max(directed), rel=1e-5)
+    furthest = [
+        distance_transform_edt(~to, sampling=SPACING_MM)[of].max()
+        for of, to in (edges, edges[::-1])
+    ]
+    assert scores.hd_mm == pytest.approx(max(furthest), rel=1e-5)
 
 
 def test_lesion_at_the_border_of_the_image_is_closed() -> None:
@@ -53,7 +58,7 @@ def test_lesion_at_the_border_of_the_image_is_closed() -> None:
 
 def test_empty_reference_is_undefined_and_keeps_the_false_positive_volume() -> None:
     scores = overlap(box((5, 5, 5), (2, 2, 2)), np.zeros((24, 20, 16)), SPACING_MM)
-    assert np.isnan([scores.dice, scores.hd95_mm, scores.nsd]).all()
+    assert np.isnan([scores.dice, scores.hd95_mm, scores.hd_mm, scores.nsd]).all()
     assert scores.volume_ml == pytest.approx(0.08)
 
 
@@ -66,3 +71,22 @@ def test_empty_prediction_is_as_wrong_as_can_be() -> None:
 def test_other_grid_is_refused() -> None:
     with pytest.raises(ValueError, match="own grid"):
         overlap(np.zeros((2, 2, 2)), np.zeros((2, 2, 3)), SPACING_MM)
+
+
+def nsd_of_spheres(step_mm: float, tolerance_mm: float) -> float:
+    """Of two spheres of 12 mm whose centres are 3 mm apart, sampled every ``step_mm``."""
+    axis = step_mm * (np.arange(round(34 / step_mm)) - (round(34 / step_mm) - 1) / 2)
+    x, y, z = np.meshgrid(axis, axis, axis, indexing="ij")
+    one, other = (((x - at) ** 2 + y**2 + z**2) <= 144 for at in (-1.5, 1.5))
+    return overlap(one, other, (step_mm,) * 3, tolerance_mm).nsd
+
+
+@pytest.mark.parametrize("tolerance_mm", [1.0, 1.5, 2.0])
+def test_nsd_tends_to_the_share_of_the_area_within_tolerance(tolerance_mm: float) -> None:
+    """A point at the angle t is sqrt(153 - 72 cos t) from the other centre, and by Archimedes a
+    zone's share of the sphere is its share of cos t. Voxels overstate it, the less the finer: the
+    error is of first order, so two sizes extrapolate to none."""
+    share = ((12 + tolerance_mm) ** 2 - (12 - tolerance_mm) ** 2) / 72 / 2
+    coarse, fine = (nsd_of_spheres(step, tolerance_mm) for step in (1.0, 0.5))
+    assert share < fine < coarse
+    assert 2 * fine - coarse == pytest.approx(share, abs=0.05)

@@ -56,7 +56,7 @@ def test_seed_changes_everything(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_cohort(tmp_path / str(seed), SMALL.model_copy(update={"seed": seed}))
         digests |= set(parts(tmp_path / str(seed)).values())
-    assert len(digests) == 16
+    assert len(digests) == 20
 
 
 def test_refuses_what_it_did_not_write(tmp_path: Path) -> None:
@@ -107,4 +107,4 @@ def test_an_interrupted_run_leaves_nothing_and_is_redone(
 
 def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_cohort(tmp_path / "data", SMALL)
-    assert "write_cohort: cases: 76/76" in capsys.readouterr().err
+    assert "write_cohort: cases: 90/90" in capsys.readouterr().err

@@ -280,3 +280,64 @@ def test_series_vary(tmp_path: Path) -> None:
         seen["ending"][files[0].suffix] += 1
         seen["series"][str(first.SeriesNumber)] += 1
     assert {name: len(values) for name, values in seen.items()} == dict.fromkeys(seen, 2)
+
+
+def test_msd_lung(cohort: Path, tiny: WriteCohort) -> None:
+    root = cohort / "downstream" / "msd_lung" / "Task06_Lung"
+    index = json.loads((root / "dataset.json").read_text())
+    assert index["labels"] == {"0": "background", "1": "cancer"}
+    assert index["numTraining"] == len(index["training"]) == tiny.num_downstream_cases
+    assert index["numTest"] == len(index["test"]) == 2
+    assert all(path.startswith("./imagesTs/lung_") for path in index["test"])
+    names = [path.name for path in (root / "imagesTr").glob("*.nii.gz")]
+    assert sum(name.startswith("._") for name in names) == 1
+    assert {f"./imagesTr/{name}" for name in names if name[0] == "l"} == {
+        entry["image"] for entry in index["training"]
+    }
+    empty, ratios = 0, []
+    for entry in index["training"]:
+        assert entry["label"] == entry["image"].replace("imagesTr", "labelsTr")
+        image, mask = nibabel.load(root / entry["image"]), nibabel.load(root / entry["label"])
+        np.testing.assert_array_equal(image.affine, mask.affine)
+        zooms = image.header.get_zooms()
+        ratios.append(zooms[2] / zooms[0])
+        tumour = np.asarray(mask.dataobj)
+        assert set(np.unique(tumour)) <= {0, 1}
+        empty += not tumour.any()
+        if tumour.any():
+            hu = np.asarray(image.dataobj)
+            assert np.median(hu[tumour == 1]) > -650  # lung is near -850; voxels are coarse
+            assert 2 < tumour.sum() * np.prod(zooms) / 1000 < 150
+    assert empty == 1
+    assert sorted(ratios)[-1] > 1.2 * sorted(ratios)[-2]  # one has thick slices
+
+
+def test_acdc(cohort: Path, tiny: WriteCohort) -> None:
+    root = cohort / "downstream" / "acdc" / "database"
+    folders = sorted(root.glob("*/patient*"))
+    assert len(folders) == tiny.num_downstream_cases // 2
+    names = [f"{folder.parent.name} {folder.name}" for folder in folders]
+    assert names[0] == "testing patient101"
+    assert "training patient001" in names
+    frames = set()
+    for folder in folders:
+        info = dict(line.split(": ") for line in (folder / "Info.cfg").read_text().splitlines())
+        assert list(info) == ["ED", "ES", "Group", "Height", "NbFrame", "Weight"]
+        assert int(info["ED"]) < int(info["ES"]) < int(info["NbFrame"])
+        frames |= {info["ED"], info["ES"]}
+        volumes = []
+        for key in ("ED", "ES"):
+            stem = folder / f"{folder.name}_frame{int(info[key]):02d}"
+            image, mask = nibabel.load(f"{stem}.nii.gz"), nibabel.load(f"{stem}_gt.nii.gz")
+            np.testing.assert_array_equal(image.affine, mask.affine)
+            across, along, thick = image.header.get_zooms()
+            assert across == along
+            assert thick >= 7
+            voxels, classes = np.asarray(image.dataobj), np.asarray(mask.dataobj)
+            assert set(np.unique(classes)) == {0, 1, 2, 3}
+            assert (voxels == 0).any()
+            blood, muscle = (np.median(voxels[classes == label]) for label in (3, 2))
+            assert blood > 1.4 * muscle
+            volumes.append((classes == 3).sum())
+        assert volumes[1] < volumes[0]
+    assert len(frames) > 2
