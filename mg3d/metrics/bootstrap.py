@@ -37,25 +37,57 @@ def estimate(
     are more than half, there is no interval and ``reason`` says so. An undefined value gives
     ``Estimate(None, None, undefined)``.
     """
+    (found,) = estimates(
+        lambda rows: np.array([statistic(rows)]),
+        patient_ids,
+        num_statistics=1,
+        num_resamples=num_resamples,
+        seed=seed,
+        level=level,
+        undefined=undefined,
+    )
+    return found
+
+
+def estimates(
+    statistics: Callable[[np.ndarray], np.ndarray],
+    patient_ids: Sequence[str],
+    *,
+    num_statistics: int,
+    num_resamples: int,
+    seed: int,
+    level: float = 0.95,
+    undefined: str = "undefined on these cases",
+) -> list[Estimate]:
+    """:func:`estimate` for several statistics of the same resamples, in their order.
+
+    ``statistics`` maps case indices (int [N], with repeats) to float [num_statistics].
+    """
     assert num_resamples > 0
     if len(patient_ids) == 0:
-        return unavailable("no cases")
-    value = float(statistic(np.arange(len(patient_ids))))
-    if not np.isfinite(value):
-        return unavailable(undefined)
+        return [unavailable("no cases")] * num_statistics
+    values = statistics(np.arange(len(patient_ids)))
+    assert values.shape == (num_statistics,), values.shape
     _, patient = np.unique(np.asarray(patient_ids), return_inverse=True)
     cases_of = [np.flatnonzero(patient == index) for index in range(patient.max() + 1)]
     generator = np.random.default_rng(seed)
-    resampled = np.empty(num_resamples)
+    resampled = np.empty((num_resamples, num_statistics))
     for row in range(num_resamples):
         drawn = generator.integers(len(cases_of), size=len(cases_of))
-        resampled[row] = statistic(np.concatenate([cases_of[index] for index in drawn]))
-    defined = resampled[np.isfinite(resampled)]
-    if len(defined) * 2 < num_resamples:
-        return Estimate(value, None, f"undefined in {num_resamples - len(defined)} resamples")
+        resampled[row] = statistics(np.concatenate([cases_of[index] for index in drawn]))
     tail = (1 - level) / 2
-    low, high = np.quantile(defined, [tail, 1 - tail])
-    return Estimate(value, (float(low), float(high)))
+    found = []
+    for value, of_resamples in zip(values.tolist(), resampled.T, strict=True):
+        defined = of_resamples[np.isfinite(of_resamples)]
+        if not np.isfinite(value):
+            found.append(unavailable(undefined))
+        elif len(defined) * 2 < num_resamples:
+            reason = f"undefined in {num_resamples - len(defined)} resamples"
+            found.append(Estimate(value, None, reason))
+        else:
+            low, high = np.quantile(defined, [tail, 1 - tail])
+            found.append(Estimate(value, (float(low), float(high))))
+    return found
 
 
 def mean_estimate(
