@@ -515,6 +515,10 @@ class CtrgReport(Finetune):
         return self
 
 
+class CcCcii(Finetune):
+    """Normal, common or COVID-19 pneumonia (spec/downstream 5). The split is fixed: 70/10/20."""
+
+
 class Downstream(Section):
     """One section per file of mg3d/downstream, under the same name."""
 
@@ -522,6 +526,7 @@ class Downstream(Section):
     covid19_20: Covid1920 = Covid1920()
     ct_rate_retrieval: CtRateRetrieval = CtRateRetrieval()
     ctrg_report: CtrgReport = CtrgReport()
+    cc_ccii: CcCcii = CcCcii()
 
     def task(self, name: str) -> Finetune:
         """Section of one downstream task. Raises ValueError listing the known names."""

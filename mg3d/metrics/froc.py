@@ -64,8 +64,6 @@ def cpm(false_positives: np.ndarray, nodules: np.ndarray, num_scans: int) -> flo
     return float(np.mean(sensitivities(false_positives, nodules, num_scans)))
 
 
-def sensitivities(
-    false_positives: np.ndarray, nodules: np.ndarray, num_scans: int
-) -> np.ndarray:
+def sensitivities(false_positives: np.ndarray, nodules: np.ndarray, num_scans: int) -> np.ndarray:
     """Sensitivity at each of :data:`OPERATING_POINTS`, [7]."""
     return np.interp(OPERATING_POINTS, *curve(false_positives, nodules, num_scans))

@@ -18,6 +18,7 @@ from mg3d.phantom.encoders import write_json
 from mg3d.phantom.layouts import (
     Layout,
     Row,
+    cc_ccii,
     clutter,
     covid19_20,
     ct_rate_retrieval,
@@ -27,7 +28,7 @@ from mg3d.phantom.layouts import (
 )
 
 MARKER = "cohort.json"
-TASKS = (stoic2021.NAME, covid19_20.NAME, ct_rate_retrieval.NAME, ctrg_report.NAME)
+TASKS = (stoic2021.NAME, covid19_20.NAME, ct_rate_retrieval.NAME, ctrg_report.NAME, cc_ccii.NAME)
 LAYOUTS: dict[str, Layout] = {
     "pacs": pacs,
     "clutter": clutter,
@@ -35,6 +36,7 @@ LAYOUTS: dict[str, Layout] = {
     covid19_20.NAME: covid19_20,
     ct_rate_retrieval.NAME: ct_rate_retrieval,
     ctrg_report.NAME: ctrg_report,
+    cc_ccii.NAME: cc_ccii,
 }
 Job = tuple[str, int]
 

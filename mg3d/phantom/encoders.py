@@ -1,4 +1,4 @@
-"""Files whose every byte we choose: gzip, NIfTI-1, MetaImage, JPEG.
+"""Files whose every byte we choose: gzip, NIfTI-1, MetaImage, JPEG, PNG.
 
 Libraries write dates, versions and compressor-dependent bytes; a cohort that is pinned by a hash
 cannot have them. Readers do not notice: the tests read everything back with the usual libraries.
@@ -127,6 +127,24 @@ def write_jpeg(path: Path, pixels: np.ndarray) -> None:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=90, optimize=False, progressive=False)
     path.write_bytes(stream.getvalue())
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Grey 8-bit PNG (ISO/IEC 15948), rows unfiltered, deflate blocks stored: no compressor."""
+    height, width = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels.astype(np.uint8))
+    blocks = []
+    for start in range(0, len(rows), STORED_BLOCK):
+        block = rows[start : start + STORED_BLOCK]
+        is_last = start + STORED_BLOCK >= len(rows)
+        blocks += [struct.pack("<BHH", is_last, len(block), len(block) ^ 0xFFFF), block]
+    data = b"\x78\x01" + b"".join(blocks) + struct.pack(">I", zlib.adler32(rows))
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, body in ((b"IHDR", header), (b"IDAT", data), (b"IEND", b"")):
+        content += struct.pack(">I", len(body)) + kind + body
+        content += struct.pack(">I", zlib.crc32(kind + body))
+    path.write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -67,6 +67,46 @@ def write_stoic(data: Path, num_cases: int = 8) -> None:
     (data / "metadata" / "reference.csv").write_text("PatientID,probCOVID,probSevere\n" + text)
 
 
+def write_cc_ccii(data: Path, num_patients: int = 6) -> None:
+    """Three classes, JPG named 1.jpg ... 12.jpg and PNG named 0000.png ..., every third patient with
+    two scans; a brighter box in CP on one side, in NCP on both; then the traps: a known-bad scan, a
+    patient under two classes, a scan unpacked in part, one of the list that is not there, hidden
+    twins, the archives themselves."""
+    rows = []
+
+    def scan(label: str, patient: int, number: int, seed: int, count: int = 12) -> None:
+        folder = data / label / str(patient) / str(number)
+        folder.mkdir(parents=True)
+        generator = np.random.default_rng(seed)
+        for place in range(count):
+            pixels = np.full((16, 20), 20, np.uint8)
+            pixels[3:13, 3:17] = 150
+            pixels[5:11, 4:9] = 230 if label == "NCP" else 60
+            pixels[5:11, 11:16] = 60 if label == "Normal" else 230
+            pixels += generator.integers(0, 10, pixels.shape, dtype=np.uint8)
+            name = f"{place:04d}.png" if seed % 2 else f"{place + 1}.jpg"
+            Image.fromarray(pixels).save(folder / name, quality=100)  # less leaks into the corners
+        (folder / ("._0003.png" if seed % 2 else "._3.jpg")).write_bytes(b"not an image")
+        archive = "COVID19-1" if label == "NCP" and patient % 2 else f"{label}-2"
+        rows.append((f"{archive}.zip", label, patient, number, count))
+
+    for index in range(num_patients):
+        for n in range(2 if index % 3 == 0 else 1):
+            scan(
+                ("Normal", "CP", "NCP")[index % 3], 100 + index, 500 + 2 * index + n, 2 * index + n
+            )
+    scan("NCP", 328, 1805, 90)
+    scan("CP", 700, 900, 91)
+    scan("NCP", 700, 901, 92)
+    scan("Normal", 701, 902, 93, count=5)
+    rows[-1] = (*rows[-1][:4], 12)
+    rows.append(("Normal-1.zip", "Normal", 702, 903, 12))
+    for archive in ("COVID19-1.zip", "NCP-2.zip"):
+        (data / archive).write_bytes(b"PK")
+    columns = ["zip_file", "label", "patient_id", "scan_id", "n_slice"]
+    _csv(data / "unzip_filenames.csv", [columns, *(list(map(str, row)) for row in rows)])
+
+
 def write_covid19_20(data: Path, num_cases: int = 6) -> None:
     """Pairs, every other stored LAS, one with a series suffix, one with an empty mask; a mask
     without image, an image without mask, a mask of another shape, and Validation without masks."""

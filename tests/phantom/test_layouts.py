@@ -103,6 +103,24 @@ def test_stoic2021(cohort: Path, tiny: WriteCohort) -> None:
     assert ratios[-1] > 1.5 * ratios[-2]  # one is strongly anisotropic
 
 
+def test_cc_ccii(cohort: Path, tiny: WriteCohort) -> None:
+    root = cohort / "downstream" / "cc_ccii"
+    rows = table(root / "unzip_filenames.csv")
+    assert list(rows[0]) == ["zip_file", "label", "patient_id", "scan_id", "n_slice"]
+    assert len({row["patient_id"] for row in rows}) == tiny.num_downstream_cases + 1
+    assert len(rows) > tiny.num_downstream_cases + 1  # some patients have two scans
+    suffixes: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        folder = root / row["label"] / row["patient_id"] / row["scan_id"]
+        slices = sorted(folder.iterdir())
+        assert len(slices) == int(row["n_slice"])
+        suffixes[row["label"]] |= {path.suffix for path in slices}
+        assert all(np.asarray(Image.open(path)).dtype == np.uint8 for path in slices[:2])
+    assert all(found == {".png", ".jpg"} for found in suffixes.values())
+    assert [row["scan_id"] for row in rows if row["patient_id"] == "1781"] == ["3567"]  # known bad
+    assert {row["zip_file"].split("-")[0] for row in rows} == {"CP", "NCP", "COVID19", "Normal"}
+
+
 def test_stoic_signal_is_in_the_lungs(tmp_path: Path) -> None:
     """The share of hazy voxels grows from negative to mild to severe."""
     params = WriteCohort(num_patients=4, num_downstream_cases=20, shape_voxels=(40, 80, 80))
