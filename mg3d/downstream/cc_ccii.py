@@ -1,9 +1,9 @@
 """CC-CCII: normal, common pneumonia or COVID-19 pneumonia, from CT slices. (spec/downstream 5)
 
 Official layout: ``{CP,NCP,Normal}/<patient_id>/<scan_id>/<slice>.{png,jpg}`` (COVID19 for
-NCP in some mirrors) and ``unzip_filenames.csv`` with what the archives hold. 8-bit slices, no spacing. The
-field's three folds overlap and have no test set, so the split is ours: by patient, 70/10/20, in
-every class, the same for every seed.
+NCP in some mirrors) and ``unzip_filenames.csv`` with what the archives hold. 8-bit slices, no
+spacing. The field's three folds overlap and have no test set, so the split is ours: by patient,
+70/10/20, in every class, the same for every seed.
 """
 
 import csv

@@ -1,5 +1,5 @@
-"""What a classifier does, beside its null baselines: ROC, precision and recall, calibration, decision
-curves; confusion of classes, labels that occur together, FROC."""
+"""What a classifier does, beside its null baselines: ROC, precision and recall, calibration,
+decision curves; confusion of classes, labels that occur together, FROC."""
 
 from collections.abc import Mapping, Sequence
 
@@ -89,8 +89,8 @@ def confusion(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
 
 
 def co_occurrence(reference: np.ndarray, called: np.ndarray, names: Sequence[str]) -> Figure:
-    """How often labels come together in the reference and as called: bool [N, K] each; a cell is the
-    share of cases with both."""
+    """How often labels come together in the reference and as called: bool [N, K] each; a cell is
+    the share of cases with both."""
     figure = Figure(figsize=(11, 6), layout="constrained")
     both = [rows.astype(float).T @ rows / max(1, len(rows)) for rows in (reference, called)]
     top = max(0.01, *(cells.max() for cells in both))

@@ -1,9 +1,9 @@
 """Kind: binary labels per volume, one or a panel, some of which apply to some cases only.
 
 ``frozen`` is a linear probe; ``finetune`` and ``scratch`` train the encoder too; ``zero_shot`` and
-``prompt_tuned`` ask the model's own dual encoder (`mg3d.finetuning.prompting`). A label that is None
-for a case (severity without COVID) enters neither the loss nor a metric. Thresholds are chosen on
-validation predictions, which are files like those of test, and stored beside them.
+``prompt_tuned`` ask the model's own dual encoder (`mg3d.finetuning.prompting`). A label that is
+None for a case (severity without COVID) enters neither the loss nor a metric. Thresholds are
+chosen on validation predictions, which are files like those of test, and stored beside them.
 
 Primary: one reconstruction per scan. Where scans have several, ``all_volumes_*`` score every
 reconstruction, as the literature on CT-RATE does. Nulls: ``prevalence``, one probability for all;
@@ -314,7 +314,7 @@ def _silent(step: int, metrics: dict[str, float]) -> None:
 def _write(
     path: Path, cases: Sequence[Case], names: Sequence[str], probability: np.ndarray
 ) -> None:
-    first = {}  # reconstruction of a scan
+    first: dict[str, str] = {}  # reconstruction of a scan
     for case in cases:
         scan = case.scan_id or case.case_id
         first[scan] = min(case.case_id, first.get(scan, case.case_id))

@@ -1,8 +1,8 @@
 """A case's image, whatever its format, under the volume contract.
 
-.nii(.gz), .mha and .mhd carry geometry and HU. A folder of JPG or PNG slices carries neither: the window is
-burned in and there is no spacing, so the stack is resized to the contract's shape and its 0..255
-are stretched over the contract's window; millimetres and HU mean nothing there.
+.nii(.gz), .mha and .mhd carry geometry and HU. A folder of JPG or PNG slices carries neither: the
+window is burned in and there is no spacing, so the stack is resized to the contract's shape and
+its 0..255 are stretched over the contract's window; millimetres and HU mean nothing there.
 """
 
 import tempfile

@@ -197,7 +197,7 @@ def _statistics(label: np.ndarray, probability: np.ndarray) -> list[float]:
 
 def _metrics(table: pd.DataFrame, params: Finetune) -> dict[str, Estimate]:
     names = _names(table)
-    found = {}
+    found: dict[str, Estimate] = {}
     for prefix, rows in (("", table), ("patient_", by_patient(table))):
         label, probability = _arrays(rows, names)
         fewest = int(np.bincount(label, minlength=len(names)).min())

@@ -81,8 +81,8 @@ def fit_probe(
 ) -> Classifier:
     """Train a :class:`Classifier` for ``params.num_steps`` steps.
 
-    ``features`` are those of the cases by id. With an ``encoder`` it is trained too, on ``volumes``;
-    ``features`` (of the training cases) then only say how to standardise.
+    ``features`` are those of the cases by id. With an ``encoder`` it is trained too, on
+    ``volumes``; ``features`` (of the training cases) then only say how to standardise.
     """
     torch.manual_seed(params.seed)
 

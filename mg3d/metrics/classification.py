@@ -56,7 +56,7 @@ def calibration_error(label: np.ndarray, probability: np.ndarray, num_bins: int 
 
 
 def f1(label: np.ndarray, predicted: np.ndarray) -> float:
-    """F1 of the positive class, ``label`` and ``predicted`` [N] in {0, 1}; NaN without positives."""
+    """F1 of the positive class, ``label``, ``predicted`` [N] in {0, 1}; NaN without positives."""
     positive, called = label == 1, predicted == 1
     if not positive.any():
         return float("nan")
@@ -85,8 +85,8 @@ def crg(label: np.ndarray, predicted: np.ndarray) -> float:
     """Clinically relevant gain of all cells of a panel, as the VLM3D challenge computes it.
 
     Of X cells with A positives, a true positive earns (X - A) / 2A, a miss costs as much, a false
-    positive costs 1; the sum s, at most m = (X - A) / 2, becomes m / (2m - s). Perfect is 1, calling
-    all cells or none :data:`CRG_FLOOR`, all wrong 0.2. NaN without both classes.
+    positive costs 1; the sum s, at most m = (X - A) / 2, becomes m / (2m - s). Perfect is 1,
+    calling all cells or none :data:`CRG_FLOOR`, all wrong 0.2. NaN without both classes.
     """
     positive, called = label == 1, predicted == 1
     num_cells, num_positive = positive.size, int(positive.sum())

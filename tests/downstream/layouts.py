@@ -68,10 +68,10 @@ def write_stoic(data: Path, num_cases: int = 8) -> None:
 
 
 def write_cc_ccii(data: Path, num_patients: int = 6) -> None:
-    """Three classes, JPG named 1.jpg ... 12.jpg and PNG named 0000.png ..., every third patient with
-    two scans; a brighter box in CP on one side, in NCP on both; then the traps: a known-bad scan, a
-    patient under two classes, a scan unpacked in part, one of the list that is not there, hidden
-    twins, the archives themselves."""
+    """Three classes, JPG named 1.jpg ... 12.jpg and PNG named 0000.png ..., every third patient
+    with two scans; a brighter box in CP on one side, in NCP on both; then the traps: a known-bad
+    scan, a patient under two classes, a scan unpacked in part, one of the list that is not there,
+    hidden twins, the archives themselves."""
     rows = []
 
     def scan(label: str, patient: int, number: int, seed: int, count: int = 12) -> None:

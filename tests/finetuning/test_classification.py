@@ -111,7 +111,7 @@ def test_thresholds_are_those_of_validation(tmp_path: Path) -> None:
 
 
 def test_without_both_classes_in_validation_f1_is_null_and_auroc_is_not(tmp_path: Path) -> None:
-    test, validation = write_panel(tmp_path)
+    _, validation = write_panel(tmp_path)
     validation["Cardiomegaly"] = 0
     rows = [
         row for s in ("model", *classification.NULLS) for row in choose_thresholds(s, validation)

@@ -1,6 +1,6 @@
-"""CC-CCII (spec/downstream 5): ``{CP,NCP,Normal}/<patient>/<scan>/<slice>.{png,jpg}`` and its lists.
+"""CC-CCII (spec/downstream 5): ``{CP,NCP,Normal}/<patient>/<scan>/<slice>.{png,jpg}``, its lists.
 
-NCP is mild bilateral ground-glass opacity, CP a small consolidation of one lobe, Normal has neither.
+NCP is mild bilateral ground-glass opacity, CP a small consolidation of one lobe, Normal neither.
 Everyone may have unrelated findings. JPG folders are named 1.jpg ... 10.jpg, PNG folders 0000.png
 ...; which it is does not depend on the class. Every sixth patient has two scans. The last patient
 is a scan that is known to be bad.
