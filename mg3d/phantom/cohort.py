@@ -23,12 +23,20 @@ from mg3d.phantom.layouts import (
     covid19_20,
     ct_rate_retrieval,
     ctrg_report,
+    luna16,
     pacs,
     stoic2021,
 )
 
 MARKER = "cohort.json"
-TASKS = (stoic2021.NAME, covid19_20.NAME, ct_rate_retrieval.NAME, ctrg_report.NAME, cc_ccii.NAME)
+TASKS = (
+    stoic2021.NAME,
+    covid19_20.NAME,
+    ct_rate_retrieval.NAME,
+    ctrg_report.NAME,
+    cc_ccii.NAME,
+    luna16.NAME,
+)
 LAYOUTS: dict[str, Layout] = {
     "pacs": pacs,
     "clutter": clutter,
@@ -37,6 +45,7 @@ LAYOUTS: dict[str, Layout] = {
     ct_rate_retrieval.NAME: ct_rate_retrieval,
     ctrg_report.NAME: ctrg_report,
     cc_ccii.NAME: cc_ccii,
+    luna16.NAME: luna16,
 }
 Job = tuple[str, int]
 

@@ -120,6 +120,38 @@ def write_mha(path: Path, voxels: np.ndarray, grid: Grid, keys: Mapping[str, str
     path.write_bytes(text.encode() + voxels.astype("<i2").tobytes())
 
 
+def write_mhd(folder: Path, name: str, voxels: np.ndarray, grid: Grid, flipped: bool) -> None:
+    """``<name>.mhd`` and ``<name>.raw`` of int16 voxels (D, H, W) on an axial grid in LPS.
+
+    ``flipped`` stores rows and columns backwards, with direction cosines of -1 that say so.
+    """
+    assert voxels.dtype == np.int16
+    assert not grid.is_oblique, "the downstream layouts use axial grids"
+    depth, height, width = voxels.shape
+    sign = -1 if flipped else 1
+    first = grid.position((0, height - 1, width - 1)) if flipped else grid.origin_mm
+    dz, dy, dx = grid.spacing_mm
+    header = {
+        "ObjectType": "Image",
+        "NDims": "3",
+        "BinaryData": "True",
+        "BinaryDataByteOrderMSB": "False",
+        "CompressedData": "False",
+        "TransformMatrix": f"{sign} 0 0 0 {sign} 0 0 0 1",
+        "Offset": " ".join(f"{value:.6f}" for value in first),
+        "CenterOfRotation": "0 0 0",
+        "AnatomicalOrientation": "RAI",
+        "ElementSpacing": f"{dx:g} {dy:g} {dz:g}",
+        "DimSize": f"{width} {height} {depth}",
+        "ElementType": "MET_SHORT",
+        "ElementDataFile": f"{name}.raw",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(f"{key} = {value}\n" for key, value in header.items())
+    (folder / f"{name}.mhd").write_text(text)
+    (folder / f"{name}.raw").write_bytes(voxels[:, ::sign, ::sign].astype("<i2").tobytes())
+
+
 def write_jpeg(path: Path, pixels: np.ndarray) -> None:
     """Grey 8-bit baseline JPEG, quality 90; bytes are those of the pinned Pillow."""
     from PIL import Image

@@ -107,6 +107,62 @@ def write_cc_ccii(data: Path, num_patients: int = 6) -> None:
     _csv(data / "unzip_filenames.csv", [columns, *(list(map(str, row)) for row in rows)])
 
 
+def write_luna16(data: Path, num_scans: int = 10) -> None:
+    """Scans with a bright ball at a known place, every other with flipped directions; candidates at
+    the ball, at the border and in the other lung, one at an excluded finding (diameter -1). Traps:
+    a .raw that is cut short, a series in two subsets, a class of 2, candidates without volume, a
+    lung mask, a hidden twin, the superseded list."""
+    tables: dict[str, list[list[str]]] = {"annotations": [], "excluded": [], "candidates": []}
+    columns = ["seriesuid", "coordX", "coordY", "coordZ"]
+
+    def add(table: str, uid: str, place: Sequence[float], last: object) -> None:
+        tables[table].append([uid, *(f"{value:.3f}" for value in place), str(last)])
+
+    def scan(uid: str, subset: int, index: int) -> None:
+        shape = (40, 36, 20)
+        volume = chest_hu(shape, index).astype(float)
+        centre = np.array([29, 16, 8 + index % 4])
+        spacing = np.array([4.0, 4.0, 6.0])
+        apart = np.linalg.norm((np.indices(shape).reshape(3, -1).T - centre) * spacing, axis=1)
+        volume.reshape(-1)[apart < 10] = 60
+        sign = -1 if index % 2 else 1
+        image = SimpleITK.GetImageFromArray(
+            volume[::sign, ::sign].transpose().round().astype(np.int16)
+        )
+        image.SetSpacing(spacing.tolist())
+        image.SetDirection((float(sign), 0, 0, 0, float(sign), 0, 0, 0, 1))
+        last = (np.array(shape) - 1) * spacing * [1, 1, 0]
+        image.SetOrigin((last if sign < 0 else np.zeros(3)).tolist())
+        (data / f"subset{subset}").mkdir(parents=True, exist_ok=True)
+        SimpleITK.WriteImage(image, str(data / f"subset{subset}" / f"{uid}.mhd"))
+        ball = centre * spacing
+        add("annotations", uid, ball, 20)
+        add("candidates", uid, ball + 1, 1)
+        add("candidates", uid, (0, 0, 0), 0)
+        add("excluded", uid, ball + np.array([0, 40, 0]), -1.0)
+        add("candidates", uid, ball + np.array([0, 42, 0]), 0)
+        for place in ((6, 16, 9), (9, 14, 6), (14, 20, 12), (11, 18, 5)):
+            add("candidates", uid, np.array(place) * spacing, 0)
+
+    for index in range(num_scans):
+        scan(f"1.2.{index}", index % 10, index)
+    (data / "subset0" / "._1.2.0.mhd").write_bytes(b"not an image")
+    cut = data / "subset3" / "1.2.3.raw"
+    cut.write_bytes(cut.read_bytes()[:100])
+    scan("1.9.1", 1, 91)
+    scan("1.9.1", 2, 91)
+    scan("1.9.2", 1, 92)
+    add("candidates", "1.9.2", (0, 0, 0), 2)
+    add("candidates", "1.9.3", (0, 0, 0), 0)
+    (data / "seg-lungs-LUNA16").mkdir()
+    (data / "seg-lungs-LUNA16" / "1.2.0.mhd").write_bytes(b"a mask")
+    (data / "candidates.csv").write_text("superseded")
+    _csv(data / "annotations.csv", [[*columns, "diameter_mm"], *tables["annotations"]])
+    _csv(data / "candidates_V2.csv", [[*columns, "class"], *tables["candidates"]])
+    excluded = data / "evaluationScript" / "annotations" / "annotations_excluded.csv"
+    _csv(excluded, [[*columns, "diameter_mm"], *tables["excluded"]])
+
+
 def write_covid19_20(data: Path, num_cases: int = 6) -> None:
     """Pairs, every other stored LAS, one with a series suffix, one with an empty mask; a mask
     without image, an image without mask, a mask of another shape, and Validation without masks."""

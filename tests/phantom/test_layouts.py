@@ -12,7 +12,7 @@ import SimpleITK
 from PIL import Image
 
 from mg3d.params import WriteCohort
-from mg3d.phantom.layouts import pacs, stoic2021
+from mg3d.phantom.layouts import luna16, pacs, stoic2021
 from mg3d.phantom.layouts.pacs import num_studies
 
 
@@ -119,6 +119,38 @@ def test_cc_ccii(cohort: Path, tiny: WriteCohort) -> None:
     assert all(found == {".png", ".jpg"} for found in suffixes.values())
     assert [row["scan_id"] for row in rows if row["patient_id"] == "1781"] == ["3567"]  # known bad
     assert {row["zip_file"].split("-")[0] for row in rows} == {"CP", "NCP", "COVID19", "Normal"}
+
+
+def test_luna16(cohort: Path, tiny: WriteCohort) -> None:
+    root = cohort / "downstream" / "luna16"
+    files = {path.stem: path for path in root.glob("subset*/*.mhd")}
+    assert len(files) == tiny.num_downstream_cases
+    assert {path.parent.name for path in files.values()} == {f"subset{n}" for n in range(10)}
+    nodules, candidates = table(root / "annotations.csv"), table(root / "candidates_V2.csv")
+    excluded = table(root / "evaluationScript/annotations/annotations_excluded.csv")
+    assert any(row["diameter_mm"] == "-1.0" for row in excluded)
+    images = {uid: SimpleITK.ReadImage(str(path)) for uid, path in files.items()}
+    flips = {image.GetDirection()[0] for image in images.values()}
+    assert flips == {1.0, -1.0}
+    for row in candidates:  # every place is in its image
+        image = images[row["seriesuid"]]
+        index = image.TransformPhysicalPointToIndex([float(row[f"coord{a}"]) for a in "XYZ"])
+        assert all(0 <= i < size for i, size in zip(index, image.GetSize(), strict=True))
+    found = {row["seriesuid"] for row in candidates if row["class"] == "1"}
+    assert len([row for row in candidates if row["class"] == "1"]) < len(nodules)  # the ceiling
+    assert found <= set(files)
+
+
+def test_luna16_nodules_are_where_the_table_says(tmp_path: Path) -> None:
+    params = WriteCohort(num_patients=4, num_downstream_cases=10, shape_voxels=(48, 96, 96))
+    rows = [row for index in range(4) for row in luna16.write_case(tmp_path, params, index)]
+    nodules = [row for row in rows if row["kind"] == "annotation"]
+    assert len({row["seriesuid"] for row in nodules}) == 4  # one is flipped, one has thick slices
+    for row in nodules:
+        [path] = tmp_path.glob(f"subset*/{row['seriesuid']}.mhd")
+        image = SimpleITK.ReadImage(str(path))
+        index = image.TransformPhysicalPointToIndex([float(row[f"coord{a}"]) for a in "XYZ"])
+        assert image[index] > -150, row
 
 
 def test_stoic_signal_is_in_the_lungs(tmp_path: Path) -> None:
