@@ -65,6 +65,8 @@ class WriteCohort(Section):
     num_patients: int = Field(ge=4)
     num_downstream_cases: int = Field(ge=8, description="cases of each downstream data set")
     num_retrieval_cases: int = Field(60, ge=8, description="scans in the gallery of CT-RATE")
+    num_ct_rate_scans: int = Field(24, ge=0, description="good ones for pre-training; 0: none")
+    num_ctrg_studies: int = Field(16, ge=0, description="good ones for pre-training; 0: none")
     shape_voxels: tuple[int, int, int] = (48, 96, 96)
     num_workers: int = Field(2, ge=1)
 
@@ -545,6 +547,12 @@ class Luna16(CandidateFinetune):
     """Is the candidate a nodule? (spec/downstream 6). The subsets decide the split."""
 
 
+class CtRateDiagnosis(Finetune):
+    """18 findings (spec/downstream 2)."""
+
+    mode: Literal["frozen", "finetune", "scratch", "zero_shot", "prompt_tuned"] = "frozen"  # type: ignore[assignment]
+
+
 class Downstream(Section):
     """One section per file of mg3d/downstream, under the same name."""
 
@@ -554,6 +562,7 @@ class Downstream(Section):
     ctrg_report: CtrgReport = CtrgReport()
     cc_ccii: CcCcii = CcCcii()
     luna16: Luna16 = Luna16()
+    ct_rate_diagnosis: CtRateDiagnosis = CtRateDiagnosis()
 
     def task(self, name: str) -> Finetune:
         """Section of one downstream task. Raises ValueError listing the known names."""

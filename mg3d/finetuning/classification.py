@@ -50,6 +50,7 @@ NAME = "classification"
 MODEL, NULLS = "model", ("prevalence", "random_encoder")
 THRESHOLDS = "thresholds.csv"
 MIN_PER_CLASS = 3
+PANEL = 3  # labels from which on their co-occurrence is drawn, and no decision curves
 OF_PROBABILITY: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "auroc": auroc,
     "average_precision": average_precision,
@@ -177,8 +178,8 @@ def score(predictions: Path, params: Finetune) -> Scores:
 
 
 def draw(predictions: Path, params: Finetune) -> "dict[str, Figure]":
-    """``roc_``, ``pr_`` and ``calibration_<label>``, ``decision_curve_<label>``; for a panel
-    ``co_occurrence``."""
+    """``roc_``, ``pr_`` and ``calibration_<label>``; ``decision_curve_<label>``, or for a panel of
+    labels ``co_occurrence``."""
     drawn = {}
     tables = {name: pd.read_csv(predictions / f"{name}.csv") for name in (MODEL, *NULLS)}
     tables = {name: table[table["primary"]] for name, table in tables.items()}
@@ -192,8 +193,9 @@ def draw(predictions: Path, params: Finetune) -> "dict[str, Figure]":
         drawn[f"roc_{file}"] = figures.roc(curves, name)
         drawn[f"pr_{file}"] = figures.precision_recall(curves, name)
         drawn[f"calibration_{file}"] = figures.calibration(curves, name)
-        drawn[f"decision_curve_{file}"] = figures.decision_curve(curves, name)
-    if len(names) > 2:
+        if len(names) < PANEL:
+            drawn[f"decision_curve_{file}"] = figures.decision_curve(curves, name)
+    if len(names) >= PANEL:
         stored = pd.read_csv(predictions / THRESHOLDS)
         cut = stored[stored["system"] == MODEL].set_index("label")["threshold"]
         table = tables[MODEL]

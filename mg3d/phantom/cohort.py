@@ -21,7 +21,10 @@ from mg3d.phantom.layouts import (
     cc_ccii,
     clutter,
     covid19_20,
+    ct_rate,
+    ct_rate_diagnosis,
     ct_rate_retrieval,
+    ctrg_chest,
     ctrg_report,
     luna16,
     pacs,
@@ -29,6 +32,7 @@ from mg3d.phantom.layouts import (
 )
 
 MARKER = "cohort.json"
+SOURCES = (ct_rate.NAME, ctrg_chest.NAME)  # beside the export
 TASKS = (
     stoic2021.NAME,
     covid19_20.NAME,
@@ -36,22 +40,26 @@ TASKS = (
     ctrg_report.NAME,
     cc_ccii.NAME,
     luna16.NAME,
+    ct_rate_diagnosis.NAME,
 )
 LAYOUTS: dict[str, Layout] = {
     "pacs": pacs,
     "clutter": clutter,
+    ct_rate.NAME: ct_rate,
+    ctrg_chest.NAME: ctrg_chest,
     stoic2021.NAME: stoic2021,
     covid19_20.NAME: covid19_20,
     ct_rate_retrieval.NAME: ct_rate_retrieval,
     ctrg_report.NAME: ctrg_report,
     cc_ccii.NAME: cc_ccii,
     luna16.NAME: luna16,
+    ct_rate_diagnosis.NAME: ct_rate_diagnosis,
 }
 Job = tuple[str, int]
 
 
 def write_cohort(out: Path, params: WriteCohort) -> None:
-    """Write ``dicom/``, ``reports.csv``, ``downstream/<task>/`` and the marker under ``out``.
+    """Write the sources, ``downstream/<task>/`` and the marker under ``out``.
 
     A cohort written earlier is replaced. Raises ValueError if ``out`` holds anything else.
     """
@@ -69,7 +77,7 @@ def write_cohort(out: Path, params: WriteCohort) -> None:
     ):
         rows[name] += written
     rows["pacs"] += rows.pop("clutter")
-    for name in ("pacs", *TASKS):
+    for name in rows:
         LAYOUTS[name].write_tables(_root(partial_out, name), params, rows[name])
     settings = params.model_dump(mode="json", exclude={"num_workers"})
     marker = {"made_by": "mg3d write_cohort", **settings, "files": digest(partial_out, "names")}
@@ -118,6 +126,8 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def _root(out: Path, name: str) -> Path:
+    if name in SOURCES:
+        return out / name
     return out / DOWNSTREAM.name / name if name in TASKS else out
 
 

@@ -189,7 +189,9 @@ FINDINGS = ("A nodule in the right lung.", "Pleural effusion.", "Emphysema.", "C
 LABELS = ("Lung nodule", "Pleural effusion", "Emphysema", "Consolidation")
 
 
-def write_ct_rate(data: Path, num_train: int = 6, num_valid: int = 6) -> None:
+def write_ct_rate(
+    data: Path, num_train: int = 6, num_valid: int = 6, label_names: Sequence[str] = LABELS
+) -> None:
     """Fixed volumes; in valid the first two scans have two reconstructions; then one listed as no
     chest, one whose report is not given, one without a row."""
     root = data / "dataset"
@@ -209,7 +211,9 @@ def write_ct_rate(data: Path, num_train: int = 6, num_valid: int = 6) -> None:
                 row = [row[0]] + ["Not given."] * 4
             if not name.startswith("valid_92"):
                 reports.append(row)
-            labels.append([row[0], *(str(int(number % 4 == n)) for n in range(4))])
+            labels.append(
+                [row[0], *(str(int(number % 4 == n % 4)) for n in range(len(label_names)))]
+            )
         columns = ["VolumeName", "ClinicalInformation_EN", "Technique_EN"]
         _csv(
             root / "radiology_text_reports" / f"{table}_reports.csv",
@@ -217,7 +221,7 @@ def write_ct_rate(data: Path, num_train: int = 6, num_valid: int = 6) -> None:
         )
         _csv(
             root / "multi_abnormality_labels" / f"{part}_predicted_labels.csv",
-            [["VolumeName", *LABELS], *labels],
+            [["VolumeName", *label_names], *labels],
         )
     (root / "metadata").mkdir()
     (root / "metadata" / "no_chest_valid.txt").write_text("valid_90_a_1.nii.gz\n")

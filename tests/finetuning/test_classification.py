@@ -82,6 +82,8 @@ def test_a_panel_is_the_mean_over_labels_with_both_classes(tmp_path: Path) -> No
     assert scores.metrics["Rare_auroc"].reason == (
         "1 positive and 19 negative test cases: 3 of each are needed"
     )
+    drawn = classification.draw(tmp_path, Finetune())
+    assert {"co_occurrence", "roc_lung_nodule", "pr_rare", "calibration_rare"} <= set(drawn)
     # The literature's number: every reconstruction.
     both = [auroc(test[name].to_numpy(), test[f"p_{name}"].to_numpy()) for name in NAMES[:2]]
     assert scores.metrics["all_volumes_mean_auroc"].value == pytest.approx(np.mean(both))

@@ -12,6 +12,8 @@ TINY = WriteCohort(
     num_patients=6,
     num_downstream_cases=10,
     num_retrieval_cases=18,
+    num_ct_rate_scans=3,
+    num_ctrg_studies=4,
     shape_voxels=(16, 32, 32),
     num_workers=1,
 )

@@ -16,7 +16,7 @@ def parts(cohort: Path) -> dict[str, str]:
     tasks = sorted((cohort / "downstream").iterdir())
     return {
         folder.relative_to(cohort).as_posix(): digest(folder)
-        for folder in (cohort / "dicom", *tasks)
+        for folder in (cohort / "dicom", cohort / "ct_rate", cohort / "ctrg_chest", *tasks)
     } | {"all": digest(cohort)}
 
 
@@ -44,6 +44,8 @@ SMALL = WriteCohort(
     num_patients=4,
     num_downstream_cases=8,
     num_retrieval_cases=8,
+    num_ct_rate_scans=1,
+    num_ctrg_studies=1,
     shape_voxels=(16, 16, 16),
     num_workers=1,
 )

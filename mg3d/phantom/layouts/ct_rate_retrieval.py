@@ -9,34 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mg3d.params import WriteCohort
-from mg3d.phantom.case import Case, dicom_date, draw_case
+from mg3d.phantom.case import draw_case
 from mg3d.phantom.draws import Draws
 from mg3d.phantom.encoders import write_nifti_gz
-from mg3d.phantom.findings import kinds_of
 from mg3d.phantom.layouts import Row
+from mg3d.phantom.layouts.ct_rate_tables import (
+    LABEL_COLUMNS,
+    METADATA_COLUMNS,
+    REPORT_COLUMNS,
+    label_row,
+    metadata_row,
+    report_row,
+)
 from mg3d.phantom.layouts.tables import smaller, write_csv
-from mg3d.phantom.reports import prose
-from mg3d.phantom.scan import Scan, acquire, draw_grid
-from mg3d.phantom.wording import CT_RATE_LABELS
+from mg3d.phantom.scan import acquire, draw_grid
 
 NAME = "ct_rate_retrieval"
-NOT_GIVEN = "Not given."
-REPORT_COLUMNS = (
-    "VolumeName", "ClinicalInformation_EN", "Technique_EN", "Findings_EN", "Impressions_EN",
-)  # fmt: skip
-METADATA_COLUMNS = (
-    "VolumeName", "Manufacturer", "SeriesDescription", "ManufacturerModelName", "PatientSex",
-    "PatientAge", "ReconstructionDiameter", "DistanceSourceToDetector", "DistanceSourceToPatient",
-    "GantryDetectorTilt", "TableHeight", "RotationDirection", "ExposureTime", "XRayTubeCurrent",
-    "Exposure", "FilterType", "GeneratorPower", "FocalSpots", "ConvolutionKernel",
-    "PatientPosition", "RevolutionTime", "SingleCollimationWidth", "TotalCollimationWidth",
-    "TableSpeed", "TableFeedPerRotation", "SpiralPitchFactor", "DataCollectionCenterPatient",
-    "ReconstructionTargetCenterPatient", "ExposureModulationType", "CTDIvol",
-    "ImagePositionPatient", "ImageOrientationPatient", "SliceLocation", "SamplesPerPixel",
-    "PhotometricInterpretation", "Rows", "Columns", "XYSpacing", "RescaleIntercept", "RescaleSlope",
-    "RescaleType", "NumberofSlices", "ZSpacing", "StudyDate",
-)  # fmt: skip
-LABEL_COLUMNS = ("VolumeName", *CT_RATE_LABELS)
 
 
 def scan_names(num_scans: int) -> list[str]:
@@ -81,67 +69,13 @@ def write_case(root: Path, params: WriteCohort, index: int) -> list[Row]:
         write_nifti_gz(folder / name, scan.hu, grid)
         rows.append(
             {
-                **_report(case, name, grid.shape[0], is_not_given, index),
-                **_metadata(case, name, scan, index),
-                **_labels(case, name),
+                **report_row(case, name, grid.shape[0], is_not_given, index),
+                **metadata_row(case, name, scan, **({"ZSpacing": ""} if index == 7 else {})),
+                **label_row(case, name),
                 "no_chest": "1" if is_no_chest else "",
             }
         )
     return rows
-
-
-def _report(case: Case, name: str, num_slices: int, is_not_given: bool, index: int) -> Row:
-    report = case.report(num_slices)
-    texts = [report.history, report.technique, prose(report.findings), prose(report.impression)]
-    if index % 4 == 0:
-        texts[0] = NOT_GIVEN
-    if index % 9 == 4:
-        texts[3] = NOT_GIVEN
-    if is_not_given:
-        texts = [NOT_GIVEN] * 4
-    return dict(zip(REPORT_COLUMNS, (name, *texts), strict=True))
-
-
-def _metadata(case: Case, name: str, scan: Scan, index: int) -> Row:
-    dz, dy, dx = scan.grid.spacing_mm
-    depth, height, width = scan.grid.shape
-    x, y, z = scan.grid.origin_mm
-    known = {
-        "VolumeName": name,
-        "Manufacturer": "SIEMENS",
-        "SeriesDescription": f"Thorax {scan.kernel}",
-        "ManufacturerModelName": "Phantom",
-        "PatientSex": case.person.sex,
-        "PatientAge": f"{case.person.age:03d}Y",
-        "ReconstructionDiameter": f"{dx * width:.1f}",
-        "GantryDetectorTilt": "0",
-        "ConvolutionKernel": "B60f" if scan.kernel == "sharp" else "B30f",
-        "PatientPosition": "HFS",
-        "ImagePositionPatient": f"[{x:.3f}, {y:.3f}, {z:.3f}]",
-        "ImageOrientationPatient": "[1, 0, 0, 0, 1, 0]",
-        "SliceLocation": f"{z:.3f}",
-        "SamplesPerPixel": "1",
-        "PhotometricInterpretation": "MONOCHROME2",
-        "Rows": str(height),
-        "Columns": str(width),
-        "XYSpacing": f"[{dx:g}, {dy:g}]",
-        "RescaleIntercept": "-1024",
-        "RescaleSlope": "1",
-        "RescaleType": "HU",
-        "NumberofSlices": str(depth),
-        "ZSpacing": "" if index == 7 else f"{dz:g}",
-        "StudyDate": dicom_date(case.study_date),
-    }
-    return {column: known.get(column, "") for column in METADATA_COLUMNS}
-
-
-def _labels(case: Case, name: str) -> Row:
-    present = kinds_of(case.findings)
-    flags = {
-        label: str(int(bool(present.intersection(kinds))))
-        for label, kinds in CT_RATE_LABELS.items()
-    }
-    return {"VolumeName": name, **flags}
 
 
 def write_tables(root: Path, params: WriteCohort, rows: Sequence[Row]) -> None:
