@@ -121,6 +121,21 @@ def test_cc_ccii(cohort: Path, tiny: WriteCohort) -> None:
     assert {row["zip_file"].split("-")[0] for row in rows} == {"CP", "NCP", "COVID19", "Normal"}
 
 
+def test_ct_rate_diagnosis(cohort: Path, tiny: WriteCohort) -> None:
+    root = cohort / "downstream" / "ct_rate_diagnosis" / "dataset"
+    for part, count in (
+        ("train", tiny.num_downstream_cases),
+        ("valid", tiny.num_downstream_cases // 2 + 1),
+    ):
+        rows = table(root / "multi_abnormality_labels" / f"{part}_predicted_labels.csv")
+        assert len(rows[0]) == 1 + 18
+        assert all(set(list(row.values())[1:]) <= {"0", "1"} for row in rows)
+        files = {path.name for path in (root / f"{part}_fixed").rglob("*.nii.gz")}
+        assert files == {row["VolumeName"] for row in rows}
+        assert len({name.rsplit("_", 1)[0] for name in files}) == count
+    assert len((root / "metadata" / "no_chest_valid.txt").read_text().split()) == 1
+
+
 def test_luna16(cohort: Path, tiny: WriteCohort) -> None:
     root = cohort / "downstream" / "luna16"
     files = {path.stem: path for path in root.glob("subset*/*.mhd")}
