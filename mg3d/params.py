@@ -550,6 +550,42 @@ class CtrgReport(Finetune):
         return self
 
 
+class CcCcii(Finetune):
+    """Normal, common or COVID-19 pneumonia (spec/downstream 5). The split is fixed: 70/10/20."""
+
+
+class CandidateFinetune(Finetune):
+    """Cubes around candidates (`mg3d.finetuning.candidates`)."""
+
+    cube_voxels: int = Field(64, ge=32)
+    cube_spacing_mm: float = Field(1.0, gt=0, description="isotropic")
+    cube_window_hu: tuple[int, int] = (-1000, 400)
+    num_negatives_per_scan: int = Field(20, ge=1, description="for training; test takes all")
+    num_positive_views: int = Field(8, ge=1, description="cubes of each positive for training")
+    max_shift_mm: float = Field(3.0, ge=0, description="of a positive's views from its place")
+
+    @model_validator(mode="after")
+    def _check_cube(self) -> "CandidateFinetune":
+        if self.cube_voxels % 32:
+            raise ValueError(
+                f"cube_voxels {self.cube_voxels} must be a multiple of 32: the encoder halves five "
+                "times"
+            )
+        if self.cube_window_hu[0] >= self.cube_window_hu[1]:
+            raise ValueError(f"cube_window_hu {self.cube_window_hu} must be (low, high)")
+        return self
+
+
+class Luna16(CandidateFinetune):
+    """Is the candidate a nodule? (spec/downstream 6). The subsets decide the split."""
+
+
+class CtRateDiagnosis(Finetune):
+    """18 findings (spec/downstream 2)."""
+
+    mode: Literal["frozen", "finetune", "scratch", "zero_shot", "prompt_tuned"] = "frozen"  # type: ignore[assignment]
+
+
 class Downstream(Section):
     """One section per file of mg3d/downstream, under the same name."""
 
@@ -559,6 +595,9 @@ class Downstream(Section):
     acdc: Acdc = Acdc()
     ct_rate_retrieval: CtRateRetrieval = CtRateRetrieval()
     ctrg_report: CtrgReport = CtrgReport()
+    cc_ccii: CcCcii = CcCcii()
+    luna16: Luna16 = Luna16()
+    ct_rate_diagnosis: CtRateDiagnosis = CtRateDiagnosis()
 
     def task(self, name: str) -> Finetune:
         """Section of one downstream task. Raises ValueError listing the known names."""

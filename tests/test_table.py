@@ -31,10 +31,22 @@ def write(run: Path, mode: str, seed: int, probability: np.ndarray) -> Path:
         ("prevalence", np.full(24, 0.5)),
         ("random_encoder", np.linspace(0, 1, 24)),
     ):
-        columns = {"case_id": names, "patient_id": names, "covid": COVID, "severe": severe}
+        columns = {
+            "case_id": names,
+            "patient_id": names,
+            "primary": True,
+            "covid": COVID,
+            "severe": severe,
+        }
         pd.DataFrame({**columns, "p_covid": p, "p_severe": p}).to_csv(
             folder / "predictions" / f"{system}.csv", index=False
         )
+    thresholds = [
+        {"system": system, "label": label, "threshold": 0.5, "reason": ""}
+        for system in ("model", "prevalence", "random_encoder")
+        for label in ("covid", "severe")
+    ]
+    pd.DataFrame(thresholds).to_csv(folder / "predictions/thresholds.csv", index=False)
     params = BASE.model_copy(update={"mode": mode, "seed": seed})
     result = {
         "task": "stoic2021",

@@ -1,4 +1,4 @@
-"""A folder of JPG slices -> one array. No spacing, and the window is burned in.
+"""A folder of JPG or PNG slices -> one array. No spacing, and the window is burned in.
 
 Natural order of names, the first slice uppermost (as viewers export a chest); rows run front to
 back and columns from the patient's right to the left.
@@ -13,7 +13,8 @@ import numpy as np
 from mg3d.data.ct.refused import Refused
 from mg3d.ledger import Reason
 
-SUFFIXES = {".jpg", ".jpeg"}
+SUFFIXES = {".jpg", ".jpeg", ".png"}
+DEEP = ("I", "F")  # modes of more than 8 bits: no window is burned in, so grey means nothing
 _DIGITS = re.compile(r"(\d+)")
 
 
@@ -27,7 +28,7 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 
 
 def find_slices(folder: Path) -> list[Path]:
-    """JPG files in ``folder`` in natural order, without the hidden twins that archives leave."""
+    """JPG and PNG files in ``folder`` in natural order, without the hidden twins of archives."""
     files = (
         path
         for path in folder.iterdir()
@@ -40,12 +41,12 @@ def read_slices(files: list[Path]) -> np.ndarray:
     """Slices in order as uint8 (X, Y, Z) whose indices grow towards right, front and head.
 
     Raises Refused: ``too_few_slices`` without any, ``missing_slice`` if numbers are left out,
-    ``undecodable``, ``mixed_geometry`` if sizes differ.
+    ``undecodable`` (also for more than 8 bits), ``mixed_geometry`` if sizes differ.
     """
     from PIL import Image
 
     if not files:
-        raise Refused(Reason.TOO_FEW_SLICES, "no JPG slices")
+        raise Refused(Reason.TOO_FEW_SLICES, "no JPG or PNG slices")
     if all(file.stem.isdigit() for file in files):
         for before, after in pairwise(int(file.stem) for file in files):
             if after != before + 1:
@@ -54,6 +55,8 @@ def read_slices(files: list[Path]) -> np.ndarray:
     for file in files:
         try:
             with Image.open(file) as image:
+                if image.mode.startswith(DEEP):
+                    raise Refused(Reason.UNDECODABLE, f"a slice of mode {image.mode}, not 8-bit")
                 planes.append(np.asarray(image.convert("L")))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise Refused(Reason.UNDECODABLE, f"a slice: {type(error).__name__}") from None

@@ -1,12 +1,17 @@
-"""Kind: one or more binary labels per volume, some of which apply to some cases only.
+"""Kind: binary labels per volume, one or a panel, some of which apply to some cases only.
 
-``frozen`` embeds each volume once and trains a linear probe; ``finetune`` and ``scratch`` train
-the encoder too. A label that is None for a case (severity without COVID) enters neither the loss
-nor a metric. Nulls: ``prevalence``, one probability for all; ``random_encoder``, the same probe on
-an untrained encoder.
+``frozen`` is a linear probe; ``finetune`` and ``scratch`` train the encoder too; ``zero_shot`` and
+``prompt_tuned`` ask the model's own dual encoder (`mg3d.finetuning.prompting`). A label that is
+None for a case (severity without COVID) enters neither the loss nor a metric. Thresholds are
+chosen on validation predictions, which are files like those of test, and stored beside them.
+
+Primary: one reconstruction per scan. Where scans have several, ``all_volumes_*`` score every
+reconstruction, as the literature on CT-RATE does. Nulls: ``prevalence``, one probability for all;
+``random_encoder``, the same procedure on an untrained encoder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +19,28 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mg3d import paths
 from mg3d.figures import classification as figures
 from mg3d.finetuning.encoders import random_encoder, starting_encoder
-from mg3d.finetuning.fitting import fit_head
-from mg3d.finetuning.images import PackedCases, packed_cases
+from mg3d.finetuning.images import packed_cases
+from mg3d.finetuning.probe import fitted
+from mg3d.finetuning.prompting import prompted
 from mg3d.finetuning.task import Case, OnMetrics, Scores, Split
-from mg3d.ledger import Ledger
-from mg3d.metrics.bootstrap import Estimate, estimate, unavailable
-from mg3d.metrics.classification import auroc, average_precision, brier
+from mg3d.ledger import Ledger, Reason
+from mg3d.metrics.bootstrap import Estimate, estimates, unavailable
+from mg3d.metrics.classification import (
+    CRG_FLOOR,
+    auroc,
+    average_precision,
+    best_f1_threshold,
+    brier,
+    calibration_error,
+    crg,
+    f1,
+    weighted_f1,
+)
 from mg3d.params import Finetune
 
 if TYPE_CHECKING:
@@ -32,37 +48,16 @@ if TYPE_CHECKING:
 
 NAME = "classification"
 MODEL, NULLS = "model", ("prevalence", "random_encoder")
+THRESHOLDS = "thresholds.csv"
 MIN_PER_CLASS = 3
-EMBED_BATCH = 4
-
-
-class Classifier(nn.Module):
-    """Features, standardised by the training set, -> one logit per label.
-
-    Without ``encoder`` the inputs are features [B, C] already, else volumes [B, 1, D, H, W].
-    """
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, train_features: Tensor, num_labels: int, encoder: Any) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.register_buffer("mean", train_features.mean(0))
-        self.register_buffer("deviation", train_features.std(0, correction=0).clamp_min(1e-6))
-        self.head = nn.Linear(train_features.shape[1], num_labels)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def logits(self, inputs: Tensor) -> Tensor:
-        """[B, C] or [B, 1, D, H, W] -> [B, K]."""
-        features = inputs if self.encoder is None else self.encoder.features(inputs)
-        return self.head((features - self.mean) / self.deviation)
-
-    def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """Batch (inputs, labels [B, K] with NaN where one does not apply) -> {"total": loss}."""
-        inputs, labels = batch
-        return {"total": masked_loss(self.logits(inputs), labels)}
+PANEL = 3  # labels from which on their co-occurrence is drawn, and no decision curves
+OF_PROBABILITY: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "auroc": auroc,
+    "average_precision": average_precision,
+    "brier": brier,
+    "calibration_error": calibration_error,
+}
+OF_CALLS = {"f1": f1, "ct_clip_weighted_f1": weighted_f1}
 
 
 def masked_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -86,120 +81,213 @@ def predict(
     on_metrics: OnMetrics,
     prefix: str,
 ) -> dict[str, Any]:
-    """Write ``<system>.csv`` for the model and each null (see `Kind.predict`).
+    """Write ``<system>.csv`` and ``<system>_validation.csv`` for the model and each null, and the
+    thresholds (see `Kind.predict`).
 
-    Raises ValueError for the mode ``zero_shot``.
+    Raises ValueError for a mode that asks the dual encoder of a model without one.
     """
-    if params.mode == "zero_shot":
-        raise ValueError("a classifier has no zero_shot mode: use frozen, finetune or scratch")
-    encoder, contract, provenance = starting_encoder(checkpoint, params)
     names = sorted({name for cases in split.values() for case in cases for name in case.labels})
-    with packed_cases(split, contract, ledger) as volumes:
-        frozen = params.mode == "frozen"
-        model = _fitted(encoder, frozen, split, volumes, names, params, on_metrics, prefix)
-        null = _fitted(
-            random_encoder(checkpoint, params.seed + 1),
-            True,
-            split,
-            volumes,
-            names,
-            params,
-            lambda step, metrics: None,
-            f"{prefix}/random_encoder",
+    labels = partial(_tensor, names=names)
+    if params.mode == "zero_shot":
+        for case in split["train"]:
+            ledger.quarantine(case.case_id, Reason.NOT_IN_SPLIT, "zero_shot trains nothing")
+        split["train"] = []
+    found: dict[str, dict[str, np.ndarray]] = {}
+    if params.mode in ("zero_shot", "prompt_tuned"):
+        probabilities, provenance = prompted(
+            split, checkpoint, names, labels, masked_loss, params, ledger, on_metrics, prefix
         )
-        labels = _labels(split["train"], names)
-        counts = (~np.isnan(labels)).sum(axis=0)
-        # One extra case of each class, so that no probability is 0 or 1 (Laplace).
-        prevalence = (np.nansum(labels, axis=0) + 1) / (counts + 2)
-        for system, probabilities in (
-            (MODEL, model),
-            ("random_encoder", null),
-            ("prevalence", np.tile(prevalence, (len(split["test"]), 1))),
-        ):
-            _write(predictions / f"{system}.csv", split["test"], names, probabilities)
+        found = dict(zip((MODEL, "random_encoder"), probabilities, strict=True))
+    else:
+        encoder, contract, provenance = starting_encoder(checkpoint, params)
+        untrained = random_encoder(checkpoint, params.seed + 1)
+        with packed_cases(split, contract, ledger) as volumes:
+            for system, start, frozen, report, name in (
+                (MODEL, encoder, params.mode == "frozen", on_metrics, prefix),
+                ("random_encoder", untrained, True, _silent, f"{prefix}/random_encoder"),
+            ):
+                logits = fitted(
+                    start, frozen, split, volumes.batch, labels, len(names), masked_loss, params,
+                    report, name,
+                )  # fmt: skip
+                found[system] = {part: _sigmoid(rows) for part, rows in logits.items()}
+    # Without training cases (zero_shot) the prevalence is that of validation.
+    known = _labels(split["train"] or split["validation"], names)
+    # One extra case of each class, so that no probability is 0 or 1 (Laplace).
+    prevalence = (np.nansum(known, axis=0) + 1) / ((~np.isnan(known)).sum(axis=0) + 2)
+    found["prevalence"] = {
+        part: np.tile(prevalence, (len(split[part]), 1)) for part in ("validation", "test")
+    }
+    thresholds = []
+    for system, of_part in found.items():
+        _write(predictions / f"{system}.csv", split["test"], names, of_part["test"])
+        path = predictions / f"{system}_validation.csv"
+        _write(path, split["validation"], names, of_part["validation"])
+        thresholds += choose_thresholds(system, pd.read_csv(path))
+    with paths.atomic_write(predictions / THRESHOLDS) as temporary:
+        pd.DataFrame(thresholds).to_csv(temporary, index=False)
     return provenance
 
 
+def choose_thresholds(system: str, validation: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row per label: the threshold of the largest F1 on validation, or why there is none."""
+    rows = []
+    for name in _names(validation):
+        applies = validation[validation[name].notna() & validation["primary"].astype(bool)]
+        label = applies[name].to_numpy()
+        threshold = best_f1_threshold(label, applies[f"p_{name}"].to_numpy())
+        reason = ""
+        if np.isnan(threshold):
+            reason = (
+                f"validation has {int((label == 1).sum())} positive and "
+                f"{int((label == 0).sum())} negative cases: no threshold"
+            )
+        rows.append({"system": system, "label": name, "threshold": threshold, "reason": reason})
+    return rows
+
+
 def score(predictions: Path, params: Finetune) -> Scores:
-    """AUROC, average precision and Brier score of each label over the cases it applies to."""
+    """Each label's scores over the cases it applies to, their means over labels, CRG."""
     tables = {name: pd.read_csv(predictions / f"{name}.csv") for name in (MODEL, *NULLS)}
+    stored = pd.read_csv(predictions / THRESHOLDS, keep_default_na=False, na_values=["", "nan"])
+    thresholds = {name: stored[stored["system"] == name].set_index("label") for name in tables}
     table = tables[MODEL]
-    counts: dict[str, float] = {"test_cases": len(table)}
+    primary = table[table["primary"]]
+    counts: dict[str, float] = {"test_cases": len(table), "test_scans": len(primary)}
     for name in _names(table):
-        counts[f"{name}_applies"] = int(table[name].notna().sum())
-        counts[f"{name}_positive"] = int((table[name] == 1).sum())
+        counts[f"{name}_applies"] = int(primary[name].notna().sum())
+        counts[f"{name}_positive"] = int((primary[name] == 1).sum())
+        counts[f"{name}_threshold"] = float(thresholds[MODEL].loc[name, "threshold"])
+    enough = [name for name in _names(table) if _shortage(primary[name]) is None]
+    counts["labels_in_means"] = len(enough)
+    counts["labels_skipped"] = len(_names(table)) - len(enough)
+    counts = {name: value for name, value in counts.items() if not np.isnan(value)}
     return Scores(
-        metrics=_metrics(table, params),
-        nulls={name: _metrics(tables[name], params) for name in NULLS},
+        metrics=_metrics(table, thresholds[MODEL], params),
+        nulls={name: _metrics(tables[name], thresholds[name], params) for name in NULLS},
         counts=counts,
         notes=(
             "labels are scored on the cases they apply to only (severity: COVID-positives)",
-            f"a metric needs {MIN_PER_CLASS} test cases of each class",
+            f"a metric needs {MIN_PER_CLASS} test cases of each class; means over labels leave out "
+            f"{len(_names(table)) - len(enough)} of {len(_names(table))} labels for that",
+            "F1 and CRG call at the threshold of the largest F1 on validation predictions",
+            "ct_clip_weighted_f1 is dominated by the negatives and looks far higher than F1",
+            f"CRG: calling every cell or none gives {CRG_FLOOR:.3f}, its floor; all wrong 0.2",
         ),
     )
 
 
 def draw(predictions: Path, params: Finetune) -> "dict[str, Figure]":
-    """``roc_<label>`` and ``calibration_<label>``."""
+    """``roc_``, ``pr_`` and ``calibration_<label>``; ``decision_curve_<label>``, or for a panel of
+    labels ``co_occurrence``."""
     drawn = {}
     tables = {name: pd.read_csv(predictions / f"{name}.csv") for name in (MODEL, *NULLS)}
-    for name in _names(tables[MODEL]):
+    tables = {name: table[table["primary"]] for name, table in tables.items()}
+    names = _names(tables[MODEL])
+    for name in names:
         curves = {}
         for system, table in tables.items():
             applies = table[table[name].notna()]
             curves[system] = (applies[name].to_numpy(), applies[f"p_{name}"].to_numpy())
-        drawn[f"roc_{name}"] = figures.roc(curves, name)
-        drawn[f"calibration_{name}"] = figures.calibration(curves, name)
+        file = name.lower().replace(" ", "_")
+        drawn[f"roc_{file}"] = figures.roc(curves, name)
+        drawn[f"pr_{file}"] = figures.precision_recall(curves, name)
+        drawn[f"calibration_{file}"] = figures.calibration(curves, name)
+        if len(names) < PANEL:
+            drawn[f"decision_curve_{file}"] = figures.decision_curve(curves, name)
+    if len(names) >= PANEL:
+        stored = pd.read_csv(predictions / THRESHOLDS)
+        cut = stored[stored["system"] == MODEL].set_index("label")["threshold"]
+        table = tables[MODEL]
+        called = np.array([table[f"p_{name}"] >= cut[name] for name in names]).T
+        reference = np.array([table[name] == 1 for name in names]).T
+        drawn["co_occurrence"] = figures.co_occurrence(reference, called, names)
     return drawn
 
 
-def _fitted(
-    encoder: Any,
-    frozen: bool,
-    split: Split,
-    volumes: PackedCases,
-    names: Sequence[str],
-    params: Finetune,
-    on_metrics: OnMetrics,
-    prefix: str,
-) -> np.ndarray:
-    """Train head (and encoder) on train; probabilities [N, K] of the test cases."""
-    torch.manual_seed(params.seed)
-    embedded = [case for cases in split.values() for case in cases] if frozen else split["train"]
-    features = _embed(encoder, embedded, volumes)
+def _metrics(
+    table: pd.DataFrame, thresholds: pd.DataFrame, params: Finetune
+) -> dict[str, Estimate]:
+    """By name; ``mean_*`` over labels with enough cases of both classes, if there are several."""
+    found = _of_volumes(table[table["primary"]], thresholds, params)
+    if not table["primary"].all():
+        found |= {
+            f"all_volumes_{name}": value
+            for name, value in _of_volumes(table, thresholds, params).items()
+            if name.startswith("mean_") or name == "crg"
+        }
+    return found
 
-    def inputs(cases: Sequence[Case]) -> Tensor:
-        if frozen:
-            return torch.stack([features[case.case_id] for case in cases])
-        return volumes.batch(cases)
 
-    def make_batch(cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
-        return inputs(cases), torch.from_numpy(_labels(cases, names))
+def _of_volumes(
+    table: pd.DataFrame, thresholds: pd.DataFrame, params: Finetune
+) -> dict[str, Estimate]:
+    names = _names(table)
+    metrics = (*OF_PROBABILITY, *OF_CALLS)
+    shortage = {name: _shortage(table[name]) for name in names}
+    enough = [name for name in names if shortage[name] is None]
+    label = table[enough].to_numpy(float)
+    probability = table[[f"p_{name}" for name in enough]].to_numpy(float)
+    cut = thresholds.loc[enough, "threshold"].to_numpy(float)
+    called = np.where(np.isnan(cut), np.nan, probability >= cut)
 
-    train_features = torch.stack([features[case.case_id] for case in split["train"]])
-    classifier = Classifier(train_features, len(names), None if frozen else encoder)
-    fit_head(
-        classifier, split["train"], split["validation"], make_batch, params, on_metrics, prefix
+    def statistics(rows: np.ndarray) -> np.ndarray:
+        """Labels x metrics, then their means over labels, then CRG."""
+        values = np.full((len(enough), len(metrics)), np.nan)
+        for place in range(len(enough)):
+            chosen = rows[~np.isnan(label[rows, place])]
+            y, p, c = label[chosen, place], probability[chosen, place], called[chosen, place]
+            if not 0 < y.sum() < len(y):  # a resample without both classes
+                continue
+            for column, metric in enumerate(OF_PROBABILITY.values()):
+                values[place, column] = metric(y, p)
+            if not np.isnan(cut[place]):
+                for column, of_calls in enumerate(OF_CALLS.values(), len(OF_PROBABILITY)):
+                    values[place, column] = of_calls(y, c)
+        cells = ~np.isnan(label[rows]) & ~np.isnan(called[rows])
+        gain = crg(label[rows][cells], called[rows][cells])
+        return np.concatenate([values.ravel(), _column_means(values), [gain]])
+
+    keys = [f"{name}_{metric}" for name in enough for metric in metrics]
+    keys += [f"mean_{metric}" for metric in metrics] + ["crg"]
+    undefined = "no label has enough test cases of both classes, and a threshold where one is used"
+    values = estimates(
+        statistics,
+        table["patient_id"].tolist(),
+        num_statistics=len(keys),
+        num_resamples=params.num_bootstrap,
+        seed=params.seed,
+        undefined=undefined,
     )
-    test = split["test"]
-    with torch.inference_mode():
-        logits = [
-            classifier.logits(inputs(test[start : start + EMBED_BATCH]))
-            for start in range(0, len(test), EMBED_BATCH)
-        ]
-    return torch.cat(logits).sigmoid().numpy() if logits else np.zeros((0, len(names)))
+    known = dict(zip(keys, values, strict=True))
+    found = {}
+    for name in names:
+        for metric in metrics:
+            why = shortage[name]
+            if why is None and metric in OF_CALLS and np.isnan(thresholds.loc[name, "threshold"]):
+                why = str(thresholds.loc[name, "reason"])
+            found[f"{name}_{metric}"] = unavailable(why) if why else known[f"{name}_{metric}"]
+    if len(names) > 1:
+        found |= {f"mean_{metric}": known[f"mean_{metric}"] for metric in metrics}
+    return found | {"crg": known["crg"]}
 
 
-@torch.no_grad()
-def _embed(encoder: Any, cases: Sequence[Case], volumes: PackedCases) -> dict[str, Tensor]:
-    """Features [C] by case id, each volume once."""
-    encoder.eval()
-    features: dict[str, Tensor] = {}
-    for start in range(0, len(cases), EMBED_BATCH):
-        chosen = cases[start : start + EMBED_BATCH]
-        rows = encoder.features(volumes.batch(chosen))
-        features |= {case.case_id: row for case, row in zip(chosen, rows, strict=True)}
-    return features
+def _column_means(values: np.ndarray) -> np.ndarray:
+    """Means over labels where defined, [M]; NaN for a column without any."""
+    defined = ~np.isnan(values)
+    count = defined.sum(0)
+    return np.where(count, np.nansum(values, axis=0) / np.maximum(count, 1), np.nan)
+
+
+def _shortage(label: pd.Series) -> str | None:
+    """Why a label cannot be scored, or None."""
+    positive, negative = int((label == 1).sum()), int((label == 0).sum())
+    if min(positive, negative) >= MIN_PER_CLASS:
+        return None
+    return (
+        f"{positive} positive and {negative} negative test cases: {MIN_PER_CLASS} of each are "
+        "needed"
+    )
 
 
 def _labels(cases: Sequence[Case], names: Sequence[str]) -> np.ndarray:
@@ -213,47 +301,38 @@ def _labels(cases: Sequence[Case], names: Sequence[str]) -> np.ndarray:
     ).reshape(len(cases), len(names))
 
 
+def _tensor(cases: Sequence[Case], names: Sequence[str]) -> Tensor:
+    return torch.from_numpy(_labels(cases, names))
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(logits).sigmoid().numpy()
+
+
+def _silent(step: int, metrics: dict[str, float]) -> None:
+    """Nobody watches a baseline learn."""
+
+
 def _write(
     path: Path, cases: Sequence[Case], names: Sequence[str], probability: np.ndarray
 ) -> None:
+    first: dict[str, str] = {}  # reconstruction of a scan
+    for case in cases:
+        scan = case.scan_id or case.case_id
+        first[scan] = min(case.case_id, first.get(scan, case.case_id))
     table = pd.DataFrame(
         {
             "case_id": [case.case_id for case in cases],
             "patient_id": [case.patient_id for case in cases],
+            "primary": [first[case.scan_id or case.case_id] == case.case_id for case in cases],
             **dict(zip(names, _labels(cases, names).T, strict=True)),
             **{f"p_{name}": probability[:, index] for index, name in enumerate(names)},
         }
     )
+    table["primary"] = table["primary"].astype(bool)
     with paths.atomic_write(path) as temporary:
         table.to_csv(temporary, index=False)
 
 
 def _names(table: pd.DataFrame) -> list[str]:
     return [column.removeprefix("p_") for column in table.columns if column.startswith("p_")]
-
-
-def _metrics(table: pd.DataFrame, params: Finetune) -> dict[str, Estimate]:
-    metrics = {}
-    for name in _names(table):
-        applies = table[table[name].notna()]
-        label, probability = applies[name].to_numpy(), applies[f"p_{name}"].to_numpy()
-        patients = applies["patient_id"].tolist()
-        positive, negative = int((label == 1).sum()), int((label == 0).sum())
-        for metric, function in (
-            ("auroc", auroc),
-            ("average_precision", average_precision),
-            ("brier", brier),
-        ):
-            if min(positive, negative) < MIN_PER_CLASS:
-                metrics[f"{name}_{metric}"] = unavailable(
-                    f"{positive} positive and {negative} negative test cases: "
-                    f"{MIN_PER_CLASS} of each are needed"
-                )
-                continue
-            metrics[f"{name}_{metric}"] = estimate(
-                lambda rows, f=function, y=label, p=probability: f(y[rows], p[rows]),  # type: ignore[misc]
-                patients,
-                num_resamples=params.num_bootstrap,
-                seed=params.seed,
-            )
-    return metrics

@@ -1,8 +1,8 @@
 """A case's image, whatever its format, under the volume contract.
 
-.nii(.gz) and .mha carry geometry and HU. A folder of JPG slices carries neither: the window is
-burned in and there is no spacing, so the stack is resized to the contract's shape and its 0..255
-are stretched over the contract's window; millimetres and HU mean nothing there.
+.nii(.gz), .mha and .mhd carry geometry and HU. A folder of JPG or PNG slices carries neither: the
+window is burned in and there is no spacing, so the stack is resized to the contract's shape and
+its 0..255 are stretched over the contract's window; millimetres and HU mean nothing there.
 """
 
 import tempfile
@@ -36,10 +36,12 @@ def load_image(case: Case) -> tuple[np.ndarray, np.ndarray]:
     if name.endswith((".nii", ".nii.gz")):
         # A raw file may come without geometry: its millimetres are the case's.
         volume, affine = load_nifti(case.image, "pixdim" if case.spacing_mm else "refuse")
-    elif name.endswith(".mha"):
-        volume, affine = _load_mha(case.image)
+    elif name.endswith((".mha", ".mhd")):
+        volume, affine = _load_metaimage(case.image)
     else:
-        raise ValueError(f"image format {case.image.suffix!r}: .nii, .nii.gz or .mha are read")
+        raise ValueError(
+            f"image format {case.image.suffix!r}: .nii, .nii.gz, .mha or .mhd are read"
+        )
     slope, intercept = case.rescale
     volume = np.asarray(volume, dtype=np.float32) * np.float32(slope) + np.float32(intercept)
     if case.spacing_mm is not None:  # the header of a raw file holds no millimetres
@@ -50,7 +52,7 @@ def load_image(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 
 def load_slices(folder: Path, contract: VolumeContract) -> np.ndarray:
-    """A folder of JPG slices as int16 "HU" (D, H, W) of the contract's shape.
+    """A folder of JPG or PNG slices as int16 "HU" (D, H, W) of the contract's shape.
 
     Order and directions as `read_slices` has them. Raises Refused.
     """
@@ -140,7 +142,7 @@ def read_case(case: Case, contract: VolumeContract, ledger: Ledger) -> np.ndarra
     return resample_to_contract(image, affine, contract)
 
 
-def _load_mha(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _load_metaimage(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """MetaImage by SimpleITK: (X, Y, Z) and the affine, turned from its LPS to RAS."""
     import SimpleITK
 

@@ -6,6 +6,7 @@ and averaged afterwards, whatever the metric is.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -64,17 +65,51 @@ def estimate(
     are more than half, there is no interval and ``reason`` says so. An undefined value gives
     ``Estimate(None, None, undefined)``.
     """
+    (found,) = estimates(
+        lambda rows: np.array([statistic(rows)]),
+        patient_ids,
+        num_statistics=1,
+        num_resamples=num_resamples,
+        seed=seed,
+        level=level,
+        undefined=undefined,
+    )
+    return found
+
+
+def estimates(
+    statistics: Callable[[np.ndarray], np.ndarray],
+    patient_ids: Sequence[str],
+    *,
+    num_statistics: int,
+    num_resamples: int,
+    seed: int,
+    level: float = 0.95,
+    undefined: str = "undefined on these cases",
+) -> list[Estimate]:
+    """:func:`estimate` for several statistics of the same resamples, in their order.
+
+    ``statistics`` maps case indices (int [N], with repeats) to float [num_statistics].
+    """
     if len(patient_ids) == 0:
-        return unavailable("no cases")
-    value = float(statistic(np.arange(len(patient_ids))))
-    if not np.isfinite(value):
-        return unavailable(undefined)
-    sample = Sample(statistic, tuple(map(str, patient_ids)))
-    defined = _resampled(sample, num_resamples, seed)
-    if len(defined) * 2 < num_resamples:
-        missing = num_resamples - len(defined)
-        return Estimate(value, None, f"undefined in {missing} resamples", sample)
-    return Estimate(value, _interval(defined, level), None, sample)
+        return [unavailable("no cases")] * num_statistics
+    values = statistics(np.arange(len(patient_ids)))
+    assert values.shape == (num_statistics,), values.shape
+    patients = tuple(map(str, patient_ids))
+    resampled = _resampled(statistics, patients, num_statistics, num_resamples, seed)
+    found = []
+    for place, value in enumerate(values.tolist()):
+        if not np.isfinite(value):
+            found.append(unavailable(undefined))
+            continue
+        sample = Sample(partial(_at, statistics, place), patients)
+        defined = _finite(resampled[:, place])
+        if len(defined) * 2 < num_resamples:
+            reason = f"undefined in {num_resamples - len(defined)} resamples"
+            found.append(Estimate(value, None, reason, sample))
+        else:
+            found.append(Estimate(value, _interval(defined, level), None, sample))
+    return found
 
 
 def paired_difference(
@@ -96,7 +131,10 @@ def paired_difference(
     one, other = first.sample.statistic, second.sample.statistic
     both = Sample(lambda rows: other(rows) - one(rows), first.sample.patient_ids)
     value = float(both.statistic(np.arange(len(both.patient_ids))))
-    defined = _resampled(both, num_resamples, seed)
+    resampled = _resampled(
+        lambda rows: np.array([both.statistic(rows)]), both.patient_ids, 1, num_resamples, seed
+    )
+    defined = _finite(resampled[:, 0])
     if len(defined) * 2 < num_resamples:
         missing = num_resamples - len(defined)
         return Difference(value, reason=f"undefined in {missing} resamples")
@@ -125,17 +163,31 @@ def mean_of(estimates: Sequence[Estimate], *, num_resamples: int, seed: int) -> 
     )
 
 
-def _resampled(sample: Sample, num_resamples: int, seed: int) -> np.ndarray:
-    """The statistic on resampled patients, undefined values left out."""
+def _resampled(
+    statistics: Callable[[np.ndarray], np.ndarray],
+    patient_ids: Sequence[str],
+    num_statistics: int,
+    num_resamples: int,
+    seed: int,
+) -> np.ndarray:
+    """The statistics [num_resamples, num_statistics] on resampled patients."""
     assert num_resamples > 0
-    _, patient = np.unique(np.asarray(sample.patient_ids), return_inverse=True)
+    _, patient = np.unique(np.asarray(patient_ids), return_inverse=True)
     cases_of = [np.flatnonzero(patient == index) for index in range(patient.max() + 1)]
     generator = np.random.default_rng(seed)
-    resampled = np.empty(num_resamples)
+    resampled = np.empty((num_resamples, num_statistics))
     for row in range(num_resamples):
         drawn = generator.integers(len(cases_of), size=len(cases_of))
-        resampled[row] = sample.statistic(np.concatenate([cases_of[index] for index in drawn]))
-    return resampled[np.isfinite(resampled)]
+        resampled[row] = statistics(np.concatenate([cases_of[index] for index in drawn]))
+    return resampled
+
+
+def _at(statistics: Callable[[np.ndarray], np.ndarray], place: int, rows: np.ndarray) -> float:
+    return float(statistics(rows)[place])
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return values[np.isfinite(values)]
 
 
 def _interval(resampled: np.ndarray, level: float) -> tuple[float, float]:

@@ -19,12 +19,15 @@ from mg3d.phantom.layouts import (
     Layout,
     Row,
     acdc,
+    cc_ccii,
     clutter,
     covid19_20,
     ct_rate,
+    ct_rate_diagnosis,
     ct_rate_retrieval,
     ctrg_chest,
     ctrg_report,
+    luna16,
     msd_lung,
     pacs,
     stoic2021,
@@ -39,6 +42,9 @@ TASKS = (
     ctrg_report.NAME,
     msd_lung.NAME,
     acdc.NAME,
+    cc_ccii.NAME,
+    luna16.NAME,
+    ct_rate_diagnosis.NAME,
 )
 LAYOUTS: dict[str, Layout] = {
     "pacs": pacs,
@@ -51,6 +57,9 @@ LAYOUTS: dict[str, Layout] = {
     ctrg_report.NAME: ctrg_report,
     msd_lung.NAME: msd_lung,
     acdc.NAME: acdc,
+    cc_ccii.NAME: cc_ccii,
+    luna16.NAME: luna16,
+    ct_rate_diagnosis.NAME: ct_rate_diagnosis,
 }
 Job = tuple[str, int]
 

@@ -1,4 +1,4 @@
-"""Files whose every byte we choose: gzip, NIfTI-1, MetaImage, JPEG.
+"""Files whose every byte we choose: gzip, NIfTI-1, MetaImage, JPEG, PNG.
 
 Libraries write dates, versions and compressor-dependent bytes; a cohort that is pinned by a hash
 cannot have them. Readers do not notice: the tests read everything back with the usual libraries.
@@ -120,6 +120,38 @@ def write_mha(path: Path, voxels: np.ndarray, grid: Grid, keys: Mapping[str, str
     path.write_bytes(text.encode() + voxels.astype("<i2").tobytes())
 
 
+def write_mhd(folder: Path, name: str, voxels: np.ndarray, grid: Grid, flipped: bool) -> None:
+    """``<name>.mhd`` and ``<name>.raw`` of int16 voxels (D, H, W) on an axial grid in LPS.
+
+    ``flipped`` stores rows and columns backwards, with direction cosines of -1 that say so.
+    """
+    assert voxels.dtype == np.int16
+    assert not grid.is_oblique, "the downstream layouts use axial grids"
+    depth, height, width = voxels.shape
+    sign = -1 if flipped else 1
+    first = grid.position((0, height - 1, width - 1)) if flipped else grid.origin_mm
+    dz, dy, dx = grid.spacing_mm
+    header = {
+        "ObjectType": "Image",
+        "NDims": "3",
+        "BinaryData": "True",
+        "BinaryDataByteOrderMSB": "False",
+        "CompressedData": "False",
+        "TransformMatrix": f"{sign} 0 0 0 {sign} 0 0 0 1",
+        "Offset": " ".join(f"{value:.6f}" for value in first),
+        "CenterOfRotation": "0 0 0",
+        "AnatomicalOrientation": "RAI",
+        "ElementSpacing": f"{dx:g} {dy:g} {dz:g}",
+        "DimSize": f"{width} {height} {depth}",
+        "ElementType": "MET_SHORT",
+        "ElementDataFile": f"{name}.raw",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(f"{key} = {value}\n" for key, value in header.items())
+    (folder / f"{name}.mhd").write_text(text)
+    (folder / f"{name}.raw").write_bytes(voxels[:, ::sign, ::sign].astype("<i2").tobytes())
+
+
 def write_jpeg(path: Path, pixels: np.ndarray) -> None:
     """Grey 8-bit baseline JPEG, quality 90; bytes are those of the pinned Pillow."""
     from PIL import Image
@@ -127,6 +159,24 @@ def write_jpeg(path: Path, pixels: np.ndarray) -> None:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=90, optimize=False, progressive=False)
     path.write_bytes(stream.getvalue())
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Grey 8-bit PNG (ISO/IEC 15948), rows unfiltered, deflate blocks stored: no compressor."""
+    height, width = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels.astype(np.uint8))
+    blocks = []
+    for start in range(0, len(rows), STORED_BLOCK):
+        block = rows[start : start + STORED_BLOCK]
+        is_last = start + STORED_BLOCK >= len(rows)
+        blocks += [struct.pack("<BHH", is_last, len(block), len(block) ^ 0xFFFF), block]
+    data = b"\x78\x01" + b"".join(blocks) + struct.pack(">I", zlib.adler32(rows))
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, body in ((b"IHDR", header), (b"IDAT", data), (b"IEND", b"")):
+        content += struct.pack(">I", len(body)) + kind + body
+        content += struct.pack(">I", zlib.crc32(kind + body))
+    path.write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -64,7 +64,8 @@ def lobe_region(canvas: Canvas, anatomy: Anatomy, side: str, lobe: str) -> np.nd
     return lung & ~behind & (middle if lobe == "middle lobe" else ~middle)
 
 
-def _spot(anatomy: Anatomy, finding: Finding, draws: Draws) -> Vector:
+def spot(anatomy: Anatomy, finding: Finding, draws: Draws) -> Vector:
+    """LPS mm of a finding in a lobe; ``draws`` is the stream of its kind."""
     x, y, z = LOBE_CENTRES[finding.location]
     return anatomy.along(
         finding.side,
@@ -99,7 +100,7 @@ def _consolidation(canvas: Canvas, anatomy: Anatomy, finding: Finding, draws: Dr
     # Irregular edge from a texture; air bronchograms stay where the airways are.
     reach = (0.75, 1.0, 1.45)[finding.severity]
     a, b, h = anatomy.half_width_mm, anatomy.half_depth_mm, anatomy.half_height_mm
-    centre = _spot(anatomy, finding, draws)
+    centre = spot(anatomy, finding, draws)
     u = (canvas.x - centre[0]) / (0.30 * a * reach)
     v = (canvas.y - centre[1]) / (0.42 * b * reach)
     w = (canvas.z - centre[2]) / (0.36 * h * reach)
@@ -225,14 +226,14 @@ def _bronchiectasis(canvas: Canvas, anatomy: Anatomy, finding: Finding, draws: D
 
 def _nodule(canvas: Canvas, anatomy: Anatomy, finding: Finding, draws: Draws) -> None:
     long, short = finding.size_mm
-    centre = _spot(anatomy, finding, draws)
+    centre = spot(anatomy, finding, draws)
     canvas.draw_ball(centre, (long + short) / 4.0, 45, is_tumour=True)
 
 
 def _mass(canvas: Canvas, anatomy: Anatomy, finding: Finding, draws: Draws) -> None:
     # Lobulated: a core and four lobules on its surface; total extent = the reported diameters.
     long, short = finding.size_mm
-    centre = _spot(anatomy, finding, draws)
+    centre = spot(anatomy, finding, draws)
     radii = (0.42 * short, 0.42 * short, 0.5 * long)
     box, square = canvas.ellipsoid(centre, radii)
     coverage = (1.0 - square) * 4.0

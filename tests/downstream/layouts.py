@@ -67,6 +67,102 @@ def write_stoic(data: Path, num_cases: int = 8) -> None:
     (data / "metadata" / "reference.csv").write_text("PatientID,probCOVID,probSevere\n" + text)
 
 
+def write_cc_ccii(data: Path, num_patients: int = 6) -> None:
+    """Three classes, JPG named 1.jpg ... 12.jpg and PNG named 0000.png ..., every third patient
+    with two scans; a brighter box in CP on one side, in NCP on both; then the traps: a known-bad
+    scan, a patient under two classes, a scan unpacked in part, one of the list that is not there,
+    hidden twins, the archives themselves."""
+    rows = []
+
+    def scan(label: str, patient: int, number: int, seed: int, count: int = 12) -> None:
+        folder = data / label / str(patient) / str(number)
+        folder.mkdir(parents=True)
+        generator = np.random.default_rng(seed)
+        for place in range(count):
+            pixels = np.full((16, 20), 20, np.uint8)
+            pixels[3:13, 3:17] = 150
+            pixels[5:11, 4:9] = 230 if label == "NCP" else 60
+            pixels[5:11, 11:16] = 60 if label == "Normal" else 230
+            pixels += generator.integers(0, 10, pixels.shape, dtype=np.uint8)
+            name = f"{place:04d}.png" if seed % 2 else f"{place + 1}.jpg"
+            Image.fromarray(pixels).save(folder / name, quality=100)  # less leaks into the corners
+        (folder / ("._0003.png" if seed % 2 else "._3.jpg")).write_bytes(b"not an image")
+        archive = "COVID19-1" if label == "NCP" and patient % 2 else f"{label}-2"
+        rows.append((f"{archive}.zip", label, patient, number, count))
+
+    for index in range(num_patients):
+        for n in range(2 if index % 3 == 0 else 1):
+            scan(
+                ("Normal", "CP", "NCP")[index % 3], 100 + index, 500 + 2 * index + n, 2 * index + n
+            )
+    scan("NCP", 328, 1805, 90)
+    scan("CP", 700, 900, 91)
+    scan("NCP", 700, 901, 92)
+    scan("Normal", 701, 902, 93, count=5)
+    rows[-1] = (*rows[-1][:4], 12)
+    rows.append(("Normal-1.zip", "Normal", 702, 903, 12))
+    for archive in ("COVID19-1.zip", "NCP-2.zip"):
+        (data / archive).write_bytes(b"PK")
+    columns = ["zip_file", "label", "patient_id", "scan_id", "n_slice"]
+    _csv(data / "unzip_filenames.csv", [columns, *(list(map(str, row)) for row in rows)])
+
+
+def write_luna16(data: Path, num_scans: int = 10) -> None:
+    """Scans with a bright ball at a known place, every other with flipped directions; candidates at
+    the ball, at the border and in the other lung, one at an excluded finding (diameter -1). Traps:
+    a .raw that is cut short, a series in two subsets, a class of 2, candidates without volume, a
+    lung mask, a hidden twin, the superseded list."""
+    tables: dict[str, list[list[str]]] = {"annotations": [], "excluded": [], "candidates": []}
+    columns = ["seriesuid", "coordX", "coordY", "coordZ"]
+
+    def add(table: str, uid: str, place: Sequence[float], last: object) -> None:
+        tables[table].append([uid, *(f"{value:.3f}" for value in place), str(last)])
+
+    def scan(uid: str, subset: int, index: int) -> None:
+        shape = (40, 36, 20)
+        volume = chest_hu(shape, index).astype(float)
+        centre = np.array([29, 16, 8 + index % 4])
+        spacing = np.array([4.0, 4.0, 6.0])
+        apart = np.linalg.norm((np.indices(shape).reshape(3, -1).T - centre) * spacing, axis=1)
+        volume.reshape(-1)[apart < 10] = 60
+        sign = -1 if index % 2 else 1
+        image = SimpleITK.GetImageFromArray(
+            volume[::sign, ::sign].transpose().round().astype(np.int16)
+        )
+        image.SetSpacing(spacing.tolist())
+        image.SetDirection((float(sign), 0, 0, 0, float(sign), 0, 0, 0, 1))
+        last = (np.array(shape) - 1) * spacing * [1, 1, 0]
+        image.SetOrigin((last if sign < 0 else np.zeros(3)).tolist())
+        (data / f"subset{subset}").mkdir(parents=True, exist_ok=True)
+        SimpleITK.WriteImage(image, str(data / f"subset{subset}" / f"{uid}.mhd"))
+        ball = centre * spacing
+        add("annotations", uid, ball, 20)
+        add("candidates", uid, ball + 1, 1)
+        add("candidates", uid, (0, 0, 0), 0)
+        add("excluded", uid, ball + np.array([0, 40, 0]), -1.0)
+        add("candidates", uid, ball + np.array([0, 42, 0]), 0)
+        for place in ((6, 16, 9), (9, 14, 6), (14, 20, 12), (11, 18, 5)):
+            add("candidates", uid, np.array(place) * spacing, 0)
+
+    for index in range(num_scans):
+        scan(f"1.2.{index}", index % 10, index)
+    (data / "subset0" / "._1.2.0.mhd").write_bytes(b"not an image")
+    cut = data / "subset3" / "1.2.3.raw"
+    cut.write_bytes(cut.read_bytes()[:100])
+    scan("1.9.1", 1, 91)
+    scan("1.9.1", 2, 91)
+    scan("1.9.2", 1, 92)
+    add("candidates", "1.9.2", (0, 0, 0), 2)
+    add("candidates", "1.9.3", (0, 0, 0), 0)
+    (data / "seg-lungs-LUNA16").mkdir()
+    (data / "seg-lungs-LUNA16" / "1.2.0.mhd").write_bytes(b"a mask")
+    (data / "candidates.csv").write_text("superseded")
+    _csv(data / "annotations.csv", [[*columns, "diameter_mm"], *tables["annotations"]])
+    _csv(data / "candidates_V2.csv", [[*columns, "class"], *tables["candidates"]])
+    excluded = data / "evaluationScript" / "annotations" / "annotations_excluded.csv"
+    _csv(excluded, [[*columns, "diameter_mm"], *tables["excluded"]])
+
+
 def write_covid19_20(data: Path, num_cases: int = 6) -> None:
     """Pairs, every other stored LAS, one with a series suffix, one with an empty mask; a mask
     without image, an image without mask, a mask of another shape, and Validation without masks."""
@@ -93,7 +189,9 @@ FINDINGS = ("A nodule in the right lung.", "Pleural effusion.", "Emphysema.", "C
 LABELS = ("Lung nodule", "Pleural effusion", "Emphysema", "Consolidation")
 
 
-def write_ct_rate(data: Path, num_train: int = 6, num_valid: int = 6) -> None:
+def write_ct_rate(
+    data: Path, num_train: int = 6, num_valid: int = 6, label_names: Sequence[str] = LABELS
+) -> None:
     """Fixed volumes; in valid the first two scans have two reconstructions; then one listed as no
     chest, one whose report is not given, one without a row."""
     root = data / "dataset"
@@ -113,7 +211,9 @@ def write_ct_rate(data: Path, num_train: int = 6, num_valid: int = 6) -> None:
                 row = [row[0]] + ["Not given."] * 4
             if not name.startswith("valid_92"):
                 reports.append(row)
-            labels.append([row[0], *(str(int(number % 4 == n)) for n in range(4))])
+            labels.append(
+                [row[0], *(str(int(number % 4 == n % 4)) for n in range(len(label_names)))]
+            )
         columns = ["VolumeName", "ClinicalInformation_EN", "Technique_EN"]
         _csv(
             root / "radiology_text_reports" / f"{table}_reports.csv",
@@ -121,7 +221,7 @@ def write_ct_rate(data: Path, num_train: int = 6, num_valid: int = 6) -> None:
         )
         _csv(
             root / "multi_abnormality_labels" / f"{part}_predicted_labels.csv",
-            [["VolumeName", *LABELS], *labels],
+            [["VolumeName", *label_names], *labels],
         )
     (root / "metadata").mkdir()
     (root / "metadata" / "no_chest_valid.txt").write_text("valid_90_a_1.nii.gz\n")

@@ -6,6 +6,7 @@ import pytest
 
 from mg3d.downstream import DOWNSTREAM
 from mg3d.downstream.stoic2021 import cases
+from mg3d.finetuning.classification import choose_thresholds
 from mg3d.finetuning.task import evaluate, score
 from mg3d.ledger import Ledger, Reason
 from mg3d.params import Stoic2021
@@ -61,7 +62,9 @@ def test_end_to_end_and_again_without_work(tmp_path: Path, checkpoint: Path) -> 
     assert result["metrics"]["severe_auroc"]["value"] is None
     assert "3 of each are needed" in result["unavailable"]["severe_auroc"]
     assert sorted(p.stem for p in (out / "figures").iterdir()) == [
-        "calibration_covid", "calibration_severe", "roc_covid", "roc_severe",
+        f"{kind}_{label}"
+        for kind in ("calibration", "decision_curve", "pr", "roc")
+        for label in ("covid", "severe")
     ]  # fmt: skip
 
     record = json.loads((out / "selection.json").read_text())
@@ -98,14 +101,18 @@ def test_scores_come_from_the_files_alone(tmp_path: Path) -> None:
         {
             "case_id": list("abcdefgh"),
             "patient_id": list("abcdefgh"),
+            "primary": True,
             "covid": [0, 0, 0, 1, 1, 1, 1, 1],
             "severe": [None, None, None, 0, 0, 1, 1, 1],
             "p_covid": [0.1, 0.2, 0.8, 0.9, 0.7, 0.85, 0.9, 0.9],
             "p_severe": [0.9] * 3 + [0.3, 0.6, 0.5, 0.8, 0.9],
         }
     )
+    thresholds: list[dict] = []
     for system in ("model", "prevalence", "random_encoder"):
         table.to_csv(predictions / f"{system}.csv", index=False)
+        thresholds += choose_thresholds(system, table)
+    pd.DataFrame(thresholds).to_csv(predictions / "thresholds.csv", index=False)
     scored = score(TASK, tmp_path, PARAMS)
     # Three negatives against five positives: all right but the pair (0.8, 0.7).
     assert scored["metrics"]["covid_auroc"]["value"] == pytest.approx(14 / 15)

@@ -37,12 +37,38 @@ def test_slices_are_turned_to_the_contract(tmp_path: Path) -> None:
 
 
 def test_slices_of_two_sizes_or_none(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="too_few_slices"):
+    with pytest.raises(Refused, match="no JPG or PNG slices"):
         load_slices(tmp_path, CONTRACT)
     for number, size in enumerate((8, 9)):
         Image.fromarray(np.zeros((size, size), np.uint8)).save(tmp_path / f"{number}.jpg")
-    with pytest.raises(Refused, match="mixed_geometry: slices of 2 sizes"):
+    with pytest.raises(Refused, match="slices of 2 sizes"):
         load_slices(tmp_path, CONTRACT)
+
+
+def test_png_and_jpg_are_one_stack_and_deep_pixels_are_refused(tmp_path: Path) -> None:
+    for number in range(32):
+        pixels = np.full((32, 32), 4 * number, np.uint8)
+        suffix = "png" if number % 2 else "jpg"
+        Image.fromarray(pixels).save(tmp_path / f"{number:04d}.{suffix}")
+    (tmp_path / "._0003.png").write_bytes(b"an archive's twin")
+    gray = (load_slices(tmp_path, CONTRACT)[::-1, 15, 15].astype(float) + 1000) * 255 / 2000
+    assert gray == pytest.approx(4 * np.arange(32), abs=2)
+    Image.fromarray(np.full((32, 32), 300, np.uint16)).save(tmp_path / "0032.png")
+    with pytest.raises(Refused, match="undecodable: a slice of mode I;16, not 8-bit"):
+        load_slices(tmp_path, CONTRACT)
+
+
+def test_mhd_with_flipped_directions(tmp_path: Path) -> None:
+    image = SimpleITK.GetImageFromArray(np.zeros((4, 5, 6), np.int16))
+    image.SetSpacing((0.7, 0.8, 2.5))
+    image.SetOrigin((-12.0, 30.0, -400.0))
+    image.SetDirection((-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1))
+    SimpleITK.WriteImage(image, str(tmp_path / "a.mhd"))
+    _, affine = load_image(Case("c", "p", tmp_path / "a.mhd"))
+    point = (-14.0, 28.5, -394.0)
+    index = np.linalg.inv(affine) @ [-point[0], -point[1], point[2], 1]
+    expected = image.TransformPhysicalPointToContinuousIndex(point)
+    assert index[:3] == pytest.approx(expected)
 
 
 def test_mha_has_the_geometry_that_simpleitk_says(tmp_path: Path) -> None:

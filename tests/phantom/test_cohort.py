@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mg3d.params import WriteCohort
-from mg3d.phantom.cohort import MARKER, digest, write_cohort
+from mg3d.phantom.cohort import LAYOUTS, MARKER, digest, write_cohort
 
 # The cohort's bytes for conftest.TINY. They change when the phantom changes (then `data.dvc` must
 # be renewed too) and must not change with the machine. JPEG depends on the pinned Pillow.
@@ -56,7 +56,7 @@ def test_seed_changes_everything(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_cohort(tmp_path / str(seed), SMALL.model_copy(update={"seed": seed}))
         digests |= set(parts(tmp_path / str(seed)).values())
-    assert len(digests) == 20
+    assert len(digests) == 2 * len(GOLDEN)
 
 
 def test_refuses_what_it_did_not_write(tmp_path: Path) -> None:
@@ -77,9 +77,9 @@ def test_replaces_its_own_but_not_with_additions(
     shutil.copytree(cohort, out)
     write_cohort(out, SMALL)
     assert digest(out) != digest(cohort)
-    own = out / "downstream" / "luna16" / "candidates_V2.csv"
+    own = out / "downstream" / "mine" / "cases.csv"
     own.parent.mkdir()
-    own.write_text("seriesuid\n")
+    own.write_text("case\n")
     with pytest.raises(ValueError, match="added, removed or changed"):
         write_cohort(out, SMALL)
     assert own.exists()
@@ -107,4 +107,5 @@ def test_an_interrupted_run_leaves_nothing_and_is_redone(
 
 def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_cohort(tmp_path / "data", SMALL)
-    assert "write_cohort: cases: 90/90" in capsys.readouterr().err
+    total = sum(layout.count(SMALL) for layout in LAYOUTS.values())
+    assert f"write_cohort: cases: {total}/{total}" in capsys.readouterr().err

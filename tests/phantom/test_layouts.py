@@ -12,7 +12,7 @@ import SimpleITK
 from PIL import Image
 
 from mg3d.params import WriteCohort
-from mg3d.phantom.layouts import pacs, stoic2021
+from mg3d.phantom.layouts import luna16, pacs, stoic2021
 from mg3d.phantom.layouts.pacs import num_studies
 
 
@@ -101,6 +101,71 @@ def test_stoic2021(cohort: Path, tiny: WriteCohort) -> None:
     assert min(lengths) < 0.6 * sorted(lengths)[1]  # one is shorter than a chest
     ratios = sorted(spacing[2] / spacing[0] for spacing in spacings)
     assert ratios[-1] > 1.5 * ratios[-2]  # one is strongly anisotropic
+
+
+def test_cc_ccii(cohort: Path, tiny: WriteCohort) -> None:
+    root = cohort / "downstream" / "cc_ccii"
+    rows = table(root / "unzip_filenames.csv")
+    assert list(rows[0]) == ["zip_file", "label", "patient_id", "scan_id", "n_slice"]
+    assert len({row["patient_id"] for row in rows}) == tiny.num_downstream_cases + 1
+    assert len(rows) > tiny.num_downstream_cases + 1  # some patients have two scans
+    suffixes: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        folder = root / row["label"] / row["patient_id"] / row["scan_id"]
+        slices = sorted(folder.iterdir())
+        assert len(slices) == int(row["n_slice"])
+        suffixes[row["label"]] |= {path.suffix for path in slices}
+        assert all(np.asarray(Image.open(path)).dtype == np.uint8 for path in slices[:2])
+    assert all(found == {".png", ".jpg"} for found in suffixes.values())
+    assert [row["scan_id"] for row in rows if row["patient_id"] == "1781"] == ["3567"]  # known bad
+    assert {row["zip_file"].split("-")[0] for row in rows} == {"CP", "NCP", "COVID19", "Normal"}
+
+
+def test_ct_rate_diagnosis(cohort: Path, tiny: WriteCohort) -> None:
+    root = cohort / "downstream" / "ct_rate_diagnosis" / "dataset"
+    for part, count in (
+        ("train", tiny.num_downstream_cases),
+        ("valid", tiny.num_downstream_cases // 2 + 1),
+    ):
+        rows = table(root / "multi_abnormality_labels" / f"{part}_predicted_labels.csv")
+        assert len(rows[0]) == 1 + 18
+        assert all(set(list(row.values())[1:]) <= {"0", "1"} for row in rows)
+        files = {path.name for path in (root / f"{part}_fixed").rglob("*.nii.gz")}
+        assert files == {row["VolumeName"] for row in rows}
+        assert len({name.rsplit("_", 1)[0] for name in files}) == count
+    assert len((root / "metadata" / "no_chest_valid.txt").read_text().split()) == 1
+
+
+def test_luna16(cohort: Path, tiny: WriteCohort) -> None:
+    root = cohort / "downstream" / "luna16"
+    files = {path.stem: path for path in root.glob("subset*/*.mhd")}
+    assert len(files) == tiny.num_downstream_cases
+    assert {path.parent.name for path in files.values()} == {f"subset{n}" for n in range(10)}
+    nodules, candidates = table(root / "annotations.csv"), table(root / "candidates_V2.csv")
+    excluded = table(root / "evaluationScript/annotations/annotations_excluded.csv")
+    assert any(row["diameter_mm"] == "-1.0" for row in excluded)
+    images = {uid: SimpleITK.ReadImage(str(path)) for uid, path in files.items()}
+    flips = {image.GetDirection()[0] for image in images.values()}
+    assert flips == {1.0, -1.0}
+    for row in candidates:  # every place is in its image
+        image = images[row["seriesuid"]]
+        index = image.TransformPhysicalPointToIndex([float(row[f"coord{a}"]) for a in "XYZ"])
+        assert all(0 <= i < size for i, size in zip(index, image.GetSize(), strict=True))
+    found = {row["seriesuid"] for row in candidates if row["class"] == "1"}
+    assert len([row for row in candidates if row["class"] == "1"]) < len(nodules)  # the ceiling
+    assert found <= set(files)
+
+
+def test_luna16_nodules_are_where_the_table_says(tmp_path: Path) -> None:
+    params = WriteCohort(num_patients=4, num_downstream_cases=10, shape_voxels=(48, 96, 96))
+    rows = [row for index in range(4) for row in luna16.write_case(tmp_path, params, index)]
+    nodules = [row for row in rows if row["kind"] == "annotation"]
+    assert len({row["seriesuid"] for row in nodules}) == 4  # one is flipped, one has thick slices
+    for row in nodules:
+        [path] = tmp_path.glob(f"subset*/{row['seriesuid']}.mhd")
+        image = SimpleITK.ReadImage(str(path))
+        index = image.TransformPhysicalPointToIndex([float(row[f"coord{a}"]) for a in "XYZ"])
+        assert image[index] > -150, row
 
 
 def test_stoic_signal_is_in_the_lungs(tmp_path: Path) -> None:

@@ -1,0 +1,151 @@
+"""Labels as prompts: what the model's own dual encoder says to "{finding}." and "not {finding}.".
+
+``zero_shot`` uses no label: the probability is the softmax of the two similarities at the
+temperature of pre-training. ``prompt_tuned`` trains a linear map on either side, both starting as
+the identity, and a bias per label, with the training labels; the towers stay frozen.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mg3d.finetuning.fitting import fit_head
+from mg3d.finetuning.images import PackedCases, packed_cases
+from mg3d.finetuning.task import Case, OnMetrics, Split
+from mg3d.ledger import Ledger
+from mg3d.params import Finetune
+
+if TYPE_CHECKING:
+    from mg3d.models.mg3d import MG3D
+
+PROMPTS = ("{}.", "not {}.")
+EMBED_BATCH = 4
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Prompted(nn.Module):
+    """Image embeddings -> logits of labels, by their prompts ``text`` [K, 2, E] (yes, no)."""
+
+    text: Tensor
+
+    def __init__(self, text: Tensor, temperature: float, loss: Loss) -> None:
+        super().__init__()
+        width = text.shape[-1]
+        self.image_map = nn.Linear(width, width, bias=False)
+        self.text_map = nn.Linear(width, width, bias=False)
+        self.bias = nn.Parameter(torch.zeros(len(text)))
+        nn.init.eye_(self.image_map.weight)
+        nn.init.eye_(self.text_map.weight)
+        self.register_buffer("text", text)
+        self.temperature, self.loss = temperature, loss
+
+    def logits(self, image: Tensor) -> Tensor:
+        """[B, E] -> [B, K]: (cosine to yes - cosine to no) / temperature + bias.
+
+        Its sigmoid is the softmax over the pair of prompts.
+        """
+        image = F.normalize(self.image_map(image), dim=-1)
+        yes, no = F.normalize(self.text_map(self.text), dim=-1).unbind(1)
+        return image @ (yes - no).T / self.temperature + self.bias
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """(image [B, E], labels [B, K]) -> {"total": loss}."""
+        image, labels = batch
+        return {"total": self.loss(self.logits(image), labels)}
+
+
+def prompted(
+    split: Split,
+    checkpoint: Path,
+    names: Sequence[str],
+    labels: Callable[[Sequence[Case]], Tensor],
+    loss: Loss,
+    params: Finetune,
+    ledger: Ledger,
+    on_metrics: OnMetrics,
+    prefix: str,
+) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
+    """Probabilities [N, K] of validation and test, of the model and of an untrained one, and
+    provenance.
+
+    Raises ValueError for a checkpoint without a dual encoder.
+    """
+    from mg3d.data.pairs import Collate
+    from mg3d.models.build import build
+    from mg3d.models.text import load_tokenizer
+    from mg3d.training.checkpoint import load_model
+
+    loaded = load_model(checkpoint)
+    collate = Collate(
+        load_tokenizer(loaded.model_params.text.name_or_folder), loaded.model_params.text.max_tokens
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(params.seed + 1)
+        untrained = build(loaded.model_params, loaded.objective_params).eval()
+    temperature = loaded.objective_params.temperature
+    found = []
+    with packed_cases(split, loaded.contract, ledger) as volumes:
+        for model, report, name in (
+            (loaded.model, on_metrics, prefix),
+            (untrained, lambda step, metrics: None, f"{prefix}/random_encoder"),
+        ):
+            torch.manual_seed(params.seed)
+            head = Prompted(embed_prompts(model, names, collate), temperature, loss).eval()
+            image = _embed(model, [case for cases in split.values() for case in cases], volumes)
+
+            def rows(cases: Sequence[Case], image: dict[str, Tensor] = image) -> Tensor:
+                return torch.stack([image[case.case_id] for case in cases])
+
+            if params.mode == "prompt_tuned":
+                fit_head(
+                    head,
+                    split["train"],
+                    split["validation"],
+                    lambda cases, rows=rows: (rows(cases), labels(cases)),  # type: ignore[misc]
+                    params,
+                    report,
+                    name,
+                )
+            with torch.inference_mode():
+                found.append(
+                    {
+                        part: head.logits(rows(split[part])).sigmoid().numpy()
+                        if split[part]
+                        else np.zeros((0, len(names)), np.float32)
+                        for part in ("validation", "test")
+                    }
+                )
+    return found, {"contract_digest": loaded.contract.digest(), "encoder_coverage": None}
+
+
+@torch.no_grad()
+def embed_prompts(model: "MG3D", names: Sequence[str], collate: Any) -> Tensor:
+    """L2-normalised embeddings [K, 2, E] of each label's two prompts.
+
+    Raises ValueError if the model has no dual encoder.
+    """
+    from mg3d.data.pairs import Pair
+
+    nothing = torch.zeros(1, 1, 1, 1)
+    texts = [prompt.format(name) for name in names for prompt in PROMPTS]
+    batch = collate([Pair(text, nothing, [text]) for text in texts])
+    embedded = model.encode_text(
+        batch.input_ids, batch.attention_mask, batch.sentence_index, batch.sentence_mask
+    )
+    return embedded.reshape(len(names), len(PROMPTS), -1)
+
+
+@torch.no_grad()
+def _embed(model: "MG3D", cases: Sequence[Case], volumes: PackedCases) -> dict[str, Tensor]:
+    """L2-normalised image embeddings [E] by case id, each volume once."""
+    image: dict[str, Tensor] = {}
+    for start in range(0, len(cases), EMBED_BATCH):
+        chosen = cases[start : start + EMBED_BATCH]
+        rows = model.encode_image(volumes.batch(chosen))
+        image |= {case.case_id: row for case, row in zip(chosen, rows, strict=True)}
+    return image
