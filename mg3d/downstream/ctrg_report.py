@@ -72,10 +72,10 @@ def disjoint(parts: dict[str, list[dict[str, Any]]]) -> bool:
 
 TASK = DownstreamTask(
     name="ctrg_report",
-    version="1",
+    version="2",
     kind=report_generation,
     cases=cases,
-    headline=("keyword_micro_f1", "cider"),
+    headline=("keyword_micro_f1", "cider_d"),
     citation="Tang et al., Work like a doctor: Unifying scan localizer and dynamic generator for "
     "automated computed tomography report generation (CTRG), Expert Systems with Applications 2024",
     licence="not stated",

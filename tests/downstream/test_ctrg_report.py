@@ -59,15 +59,24 @@ def test_end_to_end(tmp_path: Path, checkpoint: Path, mode: str) -> None:
     result = evaluate(TASK, checkpoint, tmp_path / "data", out, params, lambda step, m: None)
     assert json.loads((out / "result.json").read_text()) == result
     assert set(result["headline"]["null"]) == {
-        "most_frequent_report", "nearest_training_report", "shuffled_images",
+        "most_frequent_report", "fixed_report", "text_only", "nearest_training_report",
+        "shuffled_images",
     }  # fmt: skip
     assert result["metrics"]["meteor"]["value"] is None
     assert "Java" in result["unavailable"]["meteor"]
     assert result["counts"]["test_reports_also_in_train"] == 0
-    rows = [
-        json.loads(line) for line in (out / "predictions" / "model.jsonl").read_text().splitlines()
-    ]
+
+    def lines(system: str) -> list[dict[str, str]]:
+        return [
+            json.loads(line) for line in (predictions / f"{system}.jsonl").read_text().splitlines()
+        ]
+
+    predictions = out / "predictions"
+    rows = lines("model")
     assert len(rows) == result["cases"]["test"] >= 3
     listed = json.loads((tmp_path / "data" / "chest_ctrg_jpg.json").read_text())
     assert {row["reference"] for row in rows} <= {entry["report"] for entry in listed}
+    for constant in ("most_frequent_report", "fixed_report", "text_only"):
+        assert len({row["hypothesis"] for row in lines(constant)}) == 1  # no image, no difference
+    assert [row["case_id"] for row in lines("scored")] == [row["case_id"] for row in rows]
     assert [path.stem for path in (out / "figures").iterdir()] == ["reports"]
