@@ -499,6 +499,10 @@ class Covid1920(Finetune):
 class CtRateRetrieval(Finetune):
     """Report <-> volume retrieval (spec/downstream 3)."""
 
+    rerank_top: int | None = Field(
+        None, ge=2, description="of each ranking, looked at again by the fusion layers; null: none"
+    )
+
 
 class CtrgReport(Finetune):
     """Report generation (spec/downstream 4)."""
