@@ -53,15 +53,15 @@ def report_sheet(cases: Sequence[Generated]) -> Figure:
         ):
             axes = figure.add_subplot(grid[row, column])
             axes.axis("off")
-            _write(axes, 1.0, f"{name}", "black")
+            _write(axes, 0.95, name, "black")
             text, shared = shared_characters(text, other)
-            shown, rest = wrapped(text, shared)
-            _write(axes, 0.93, shown, AGREED)
-            _write(axes, 0.93, rest, colour)
+            for at, layers in enumerate(zip(*wrapped(text, shared), strict=True)):
+                for line, paint in zip(layers, (AGREED, colour), strict=True):
+                    _write(axes, 0.88 - 0.055 * at, line, paint)
             findings = {AGREED: both, colour: own - both}
             for at, (paint, title) in enumerate(((AGREED, "both"), (colour, f"{name} only"))):
                 names = ", ".join(sorted(findings[paint])) or "-"
-                _write(axes, 0.12 - 0.08 * at, f"{title}: {names}", paint)
+                _write(axes, 0.08 - 0.06 * at, f"{title}: {names}", paint)
     return figure
 
 
@@ -78,8 +78,8 @@ def shared_characters(text: str, other: str) -> tuple[str, list[bool]]:
     return text, shared
 
 
-def wrapped(text: str, shared: Sequence[bool]) -> tuple[str, str]:
-    """``text`` in lines of a fixed width, once with the characters that are ``shared`` and once
+def wrapped(text: str, shared: Sequence[bool]) -> tuple[list[str], list[str]]:
+    """The lines of ``text`` in a fixed width, once with the characters that are ``shared`` and once
     with the others; spaces stand for what the other one has, so that the two overlay."""
     lines = textwrap.wrap(text, LINE) or [""]
     starts = [0]
@@ -93,11 +93,12 @@ def wrapped(text: str, shared: Sequence[bool]) -> tuple[str, str]:
         flags = shared[start : start + len(line)] if line != "..." else [False] * 3
         marked.append("".join(c if f else " " for c, f in zip(line, flags, strict=True)))
         rest.append("".join(" " if f else c for c, f in zip(line, flags, strict=True)))
-    return "\n".join(marked), "\n".join(rest)
+    return marked, rest
 
 
-def _write(axes: Axes, height: float, text: str, colour: str) -> None:
+def _write(axes: Axes, height: float, line: str, colour: str) -> None:
+    """One line; the figure's layout must not make room for it: the axes has it."""
     axes.text(
-        0, height, text, va="top", fontsize=6, family="monospace", color=colour,
-        transform=axes.transAxes,
+        0, height, line, va="baseline", fontsize=6, family="monospace", color=colour,
+        transform=axes.transAxes, in_layout=False,
     )  # fmt: skip

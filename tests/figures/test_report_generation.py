@@ -46,7 +46,7 @@ WORDS = st.lists(st.text("abc-é.", min_size=1, max_size=90), max_size=40)
 @given(WORDS, WORDS)
 def test_the_two_layers_of_a_text_overlay(words: list[str], others: list[str]) -> None:
     text, shared = shared_characters(" ".join(words), " ".join(others))
-    marked, rest = (layer.split("\n") for layer in wrapped(text, shared))
+    marked, rest = wrapped(text, shared)
     assert len(marked) == len(rest) <= NUM_LINES
     lines = []
     for ours, theirs in zip(marked, rest, strict=True):
