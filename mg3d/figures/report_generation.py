@@ -39,17 +39,11 @@ def report_sheet(cases: Sequence[Generated]) -> Figure:
             axes.imshow(plane, cmap="gray", interpolation="nearest")
             axes.axis("off")
         both = case.reference_findings & case.hypothesis_findings
-        for column, (name, text, other, own, colour) in enumerate(
-            (
-                (
-                    "reference",
-                    case.reference,
-                    case.hypothesis,
-                    case.reference_findings,
-                    "darkorange",
-                ),
-                ("generated", case.hypothesis, case.reference, case.hypothesis_findings, "red"),
-            )
+        reference = (case.reference, case.hypothesis, case.reference_findings, "darkorange")
+        generated = (case.hypothesis, case.reference, case.hypothesis_findings, "red")
+        for column, name, (text, other, own, colour) in (
+            (3, "reference", reference),
+            (4, "generated", generated),
         ):
             axes = figure.add_subplot(grid[row, column])
             axes.axis("off")
