@@ -3,7 +3,7 @@
 The encoder stays ``frozen`` or learns too (``finetune``, ``scratch``); the decoder is always new.
 Raw text is scored against raw text. Nulls, because the language is templated: what the training
 reports allow without any image (``most_frequent_report``; ``fixed_report``, the one with the best
-BLEU-4 among them; ``text_only``, the same decoder trained without an image), the
+BLEU-4 among them; ``text_only``, the decoder before it has seen an image), the
 ``nearest_training_report`` by image embedding, and ``shuffled_images``, every case with the text
 written for another's image.
 """
@@ -89,15 +89,18 @@ def predict(
         def without(cases: Sequence[Case]) -> Tensor:
             return torch.zeros(len(cases), 1, 1)  # the one token says nothing
 
-        def fitted(train_tokens: Tensor, inputs: Any, encoder: Any, null: str = "") -> Reporter:
+        def fitted(
+            train_tokens: Tensor, inputs: Any, encoder: Any, name: str, knows: Reporter | None
+        ) -> Reporter:
             def make_batch(cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
                 chosen = [case.text for case in cases]
                 return inputs(cases), encode(tokenizer, chosen, params.max_new_tokens)
 
             torch.manual_seed(params.seed)
             reporter = Reporter(train_tokens, tokenizer.get_vocab_size(), params, encoder)
-            report = (lambda step, metrics: None) if null else on_metrics
-            name = f"{prefix}/{null}" if null else prefix
+            if knows is not None:
+                reporter.decoder.load_state_dict(knows.decoder.state_dict())
+            report = on_metrics if name == prefix else lambda step, metrics: None
             fit_head(reporter, train, validation, make_batch, params, report, name)
             return reporter
 
@@ -110,8 +113,10 @@ def predict(
             return written
 
         train_tokens = torch.stack([tokens[case.case_id] for case in train])
-        text_only = fitted(without(train), without, None, "text_only")
-        reporter = fitted(train_tokens, with_images, None if frozen else encoder)
+        # The decoder learns the language first, which is a null of its own, and then to look.
+        text_only = fitted(without(train), without, None, f"{prefix}/text_only", None)
+        learnt = None if frozen else encoder
+        reporter = fitted(train_tokens, with_images, learnt, prefix, text_only)
         test = split["test"]
         written = write(reporter, with_images, test)
         frequent, times = most_frequent(texts)
@@ -165,6 +170,7 @@ def score(predictions: Path, params: CtrgReport) -> Scores:
             "bleu_1..4: pycocoevalcap, no smoothing; sacrebleu: its own tokeniser 13a, case kept, "
             "smoothing exp; rouge_l_f1: rouge-score; rouge_l_beta: pycocoevalcap, recall weighs "
             "1.2; cider_d: pycocoevalcap",
+            "text_only has had half of the model's steps: those before it saw an image",
             "keyword_* come from a rule-based keyword labeller, fitted to the phantom's wording: "
             "not a trained labeller, not clinical efficacy",
             "CIDEr-D takes document frequencies from these references: of little meaning on a "
