@@ -74,6 +74,12 @@ def reranked_metrics(
     return found
 
 
+def without_reranking(reason: str) -> dict[str, Estimate]:
+    """The same recalls where no pair could be scored."""
+    names = [f"reranked_{direction}_recall_at_{k}" for direction in DIRECTIONS for k in KS]
+    return dict.fromkeys(names, unavailable(reason))
+
+
 def chance(table: pd.DataFrame) -> dict[str, Estimate]:
     """Expected metrics of a random ranking; exact, so without an interval."""
     chosen = table["primary"].to_numpy(bool)

@@ -86,8 +86,8 @@ def predict(
     reconstruction and text [T, E] for every scan, ``cases.csv``, and what the second look and the
     figures need (see `Kind.predict`).
 
-    Raises ValueError for another mode than ``zero_shot`` and ``frozen``, for a checkpoint without a
-    dual encoder, and for ``rerank_top`` with one that has no DFA.
+    Raises ValueError for another mode than ``zero_shot`` and ``frozen``, and for a checkpoint
+    without a dual encoder.
     """
     if params.mode not in ("zero_shot", "frozen"):
         raise ValueError(f"retrieval has no mode {params.mode}: use zero_shot or frozen")
@@ -100,11 +100,6 @@ def predict(
     from mg3d.models.text import load_tokenizer
 
     loaded = load_model(checkpoint)
-    if params.rerank_top and not loaded.model.matches:
-        raise ValueError(
-            f"rerank_top {params.rerank_top} needs the fusion layers of DFA, and this checkpoint "
-            "was trained with objective.dfa_weight 0: set rerank_top null, or pre-train with it"
-        )
     collate = Collate(
         load_tokenizer(loaded.model_params.text.name_or_folder),
         loaded.model_params.text.max_tokens,
@@ -138,7 +133,7 @@ def predict(
                 tokens = [encoded.tokens[case.case_id] for case in scans]
                 sentences = [encoded.sentences[case.case_id] for case in scans]
                 sentence_attention.write(predictions, model, scans, tokens, sentences, volumes)
-                if params.rerank_top:
+                if params.rerank_top and model.matches:
                     primary = image[[case.case_id in meeting for case in test]]
                     _rerank(predictions, model, tokens, sentences, text @ primary.T, params)
         table = _table(test, {case.case_id for case in scans})
@@ -178,6 +173,9 @@ def score(predictions: Path, params: CtRateRetrieval) -> Scores:
             f"reranked_*: the first {top} of each ranking in the order of the fusion layers; it is "
             f"no index: {cost['rerank_pair_forwards']} passes for {2 * gallery} queries"
         )
+    elif params.rerank_top:
+        reason = "the model has no DFA: it was pre-trained with objective.dfa_weight 0"
+        metrics |= ranking.without_reranking(reason)
     return Scores(
         metrics=metrics,
         nulls={
