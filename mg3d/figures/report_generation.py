@@ -55,7 +55,8 @@ def report_sheet(cases: Sequence[Generated]) -> Figure:
             findings = {AGREED: both, colour: own - both}
             for at, (paint, title) in enumerate(((AGREED, "both"), (colour, f"{name} only"))):
                 names = ", ".join(sorted(findings[paint])) or "-"
-                _write(axes, 0.08 - 0.06 * at, f"{title}: {names}", paint)
+                line = textwrap.shorten(f"{title}: {names}", LINE + 24, placeholder=" ...")
+                _write(axes, 0.08 - 0.06 * at, line, paint)
     return figure
 
 
