@@ -532,6 +532,10 @@ class CtRateRetrieval(Finetune):
 
     MODES = ("zero_shot", "frozen")
 
+    rerank_top: int | None = Field(
+        None, ge=2, description="of each ranking, looked at again by the fusion layers; null: none"
+    )
+
 
 class CtrgReport(Finetune):
     """Report generation (spec/downstream 4)."""

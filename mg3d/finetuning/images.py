@@ -93,6 +93,18 @@ class PackedCases:
         depth = [round((index + 1) * len(volume) / (count + 1)) for index in range(count)]
         return np.round(volume[depth][:, ::-1, ::-1] * 255).astype(np.uint8)
 
+    def middle_planes(self, case: Case) -> dict[str, np.ndarray]:
+        """``axial`` (H, W), ``coronal`` (D, W) and ``sagittal`` (D, H) uint8 through the middle:
+        front row, or head row, first; the patient's right, or front, at the left."""
+        volume = apply_window(self.volume_hu(case), self.contract.window_hu)
+        volume = np.round(volume[::-1, ::-1, ::-1] * 255).astype(np.uint8)
+        depth, height, width = ((size - 1) // 2 for size in volume.shape)  # turned
+        return {
+            "axial": volume[depth],
+            "coronal": volume[:, height],
+            "sagittal": volume[:, :, width],
+        }
+
 
 @contextmanager
 def packed_cases(

@@ -79,6 +79,24 @@ def micro_f1(predicted: np.ndarray, reference: np.ndarray) -> float:
     return 2 * true_positive / total if total else float("nan")
 
 
+def micro_precision(predicted: np.ndarray, reference: np.ndarray) -> float:
+    """Share of the predicted cells that the reference asserts; NaN if nothing is predicted."""
+    total = int(predicted.sum())
+    return int((predicted & reference).sum()) / total if total else float("nan")
+
+
+def micro_recall(predicted: np.ndarray, reference: np.ndarray) -> float:
+    """Share of the asserted cells that are predicted; NaN if the reference asserts nothing."""
+    return micro_precision(reference, predicted)
+
+
+def example_f1(predicted: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """F1 of each case over its findings [N]; NaN where neither side asserts anything."""
+    true_positive = (predicted & reference).sum(axis=1)
+    total = predicted.sum(axis=1) + reference.sum(axis=1)
+    return np.where(total > 0, 2 * true_positive / np.maximum(total, 1), np.nan)
+
+
 def macro_f1(predicted: np.ndarray, reference: np.ndarray) -> float:
     """Mean F1 over the findings that the reference asserts at least once; NaN if none."""
     total = predicted.sum(axis=0) + reference.sum(axis=0)

@@ -83,3 +83,43 @@ def label_overlap_at(
             order = np.lexsort((overlap[query, items], -similarity[query, items]))
             result[query] = overlap[query, items[order[:k]]].mean()
     return result
+
+
+def average_precision_at(
+    similarity: np.ndarray, relevant: np.ndarray, allowed: np.ndarray, k: int
+) -> np.ndarray:
+    """Average precision of each query's k nearest allowed items (its mean is MAP@K).
+
+    All [Q, G]; returns [Q]: mean precision at the relevant ones among them, 0 if none is (as
+    torchmetrics has it). NaN for a query without a relevant item, or with fewer than k allowed
+    ones. Equal similarities: the irrelevant one comes first, pessimistically.
+    """
+    result = np.full(len(similarity), np.nan)
+    for query in range(len(similarity)):
+        items = np.flatnonzero(allowed[query])
+        if len(items) >= k and relevant[query, items].any():
+            order = np.lexsort((relevant[query, items], -similarity[query, items]))
+            hits = relevant[query, items[order[:k]]]
+            precision = np.cumsum(hits) / np.arange(1, k + 1)
+            result[query] = precision[hits].mean() if hits.any() else 0.0
+    return result
+
+
+def first_items(similarity: np.ndarray, relevant: np.ndarray, k: int) -> np.ndarray:
+    """Which k items come first for each query: [Q, G] -> bool [Q, G].
+
+    Equal similarities: the irrelevant one comes first, pessimistically.
+    """
+    order = np.lexsort((relevant, -similarity), axis=1)[:, :k]
+    first = np.zeros(similarity.shape, dtype=bool)
+    np.put_along_axis(first, order, True, axis=1)
+    return first
+
+
+def reranked(similarity: np.ndarray, pair: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """A similarity by which the ``first`` items stand before all others, ordered by ``pair``.
+
+    All [Q, G]; ``pair`` is read where ``first`` only, the others keep their order.
+    """
+    lift = similarity.max() - pair[first].min() + 1
+    return np.where(first, pair + lift, similarity)

@@ -55,8 +55,35 @@ def bleu(statistics: np.ndarray) -> np.ndarray:
     return np.exp(log_mean + penalty)
 
 
-def rouge_l(hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """ROUGE-L F1 of each case [N] (rouge-score; plain F1, not pycocoevalcap's beta 1.2)."""
+def sacrebleu_statistics(hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """As `bleu_statistics`, of the raw texts as sacrebleu cuts them (13a, case kept)."""
+    from sacrebleu.metrics import BLEU
+
+    metric = BLEU()
+    scores = (
+        metric.corpus_score([hypothesis], [[reference]])
+        for hypothesis, reference in zip(hypotheses, references, strict=True)
+    )
+    return np.array(
+        [[score.sys_len, score.ref_len, *score.totals, *score.counts] for score in scores],
+        dtype=np.int64,
+    ).reshape(-1, 10)
+
+
+def sacrebleu(statistics: np.ndarray) -> float:
+    """Corpus sacreBLEU in [0, 1] of rows of `sacrebleu_statistics` (smoothed "exp", its default).
+
+    Another tokeniser than normaliser 1, so another number than `bleu`: never mix the two.
+    """
+    from sacrebleu.metrics import BLEU
+
+    length, reference_length, *counts = statistics.sum(axis=0).tolist()
+    total, correct = counts[:4], counts[4:]
+    return BLEU.compute_bleu(correct, total, length, reference_length, "exp").score / 100
+
+
+def rouge_l_f1(hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """ROUGE-L F1 of each case [N] (rouge-score: plain F1, no stemming)."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"])
@@ -68,7 +95,20 @@ def rouge_l(hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
     )
 
 
-def cider(hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+def rouge_l_beta(hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """ROUGE-L of each case [N] as captioning papers print it (pycocoevalcap: recall weighs 1.2)."""
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    scorer = Rouge()
+    return np.array(
+        [
+            scorer.calc_score([normalise(hypothesis)], [normalise(reference)])
+            for hypothesis, reference in zip(hypotheses, references, strict=True)
+        ]
+    )
+
+
+def cider_d(hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
     """CIDEr-D of each case [N] (pycocoevalcap: clipped, length-penalised, sigma 6; times 10).
 
     Document frequencies come from these references, so the value depends on the test set and means

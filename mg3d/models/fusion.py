@@ -85,8 +85,7 @@ class GatedAttention(nn.Module):
 
         With the mean pool, zero if the other side has no valid token.
         """
-        scores = self.query(own) @ self.key(other).transpose(1, 2)
-        gate = torch.sigmoid(scores / own.shape[-1] ** 0.5)  # [B, n, m]
+        gate = self.weights(own, other)
         value = self.value(own)
         if isinstance(self.pool, SentencePool):
             return self._attention_pooled(self.pool, gate, value, other_mask)
@@ -95,6 +94,11 @@ class GatedAttention(nn.Module):
                 gate = gate * other_mask[:, None]
             return gate @ self.pool.weight.T * value + self.pool.bias
         return masked_mean(gate.transpose(1, 2), other_mask)[..., None] * value
+
+    def weights(self, own: Tensor, other: Tensor) -> Tensor:
+        """Gates g_ij in (0, 1) before any pool: [B, n, E], [B, m, E] -> [B, n, m]."""
+        scores = self.query(own) @ self.key(other).transpose(1, 2)
+        return torch.sigmoid(scores / own.shape[-1] ** 0.5)
 
     @staticmethod
     def _attention_pooled(
@@ -140,6 +144,12 @@ class CrossAttention(nn.Module):
         own = own + attended
         return own + self.mlp(own)
 
+    def weights(self, own: Tensor, other: Tensor) -> Tensor:
+        """Attention, mean over heads: [B, n, E], [B, m, E] -> [B, n, m]. Rows sum to 1 minus what
+        the zero key takes."""
+        _, weights = self.attention(self.norm(own), other, other, need_weights=True)
+        return weights[..., : other.shape[1]]
+
 
 class GatedResidual(GatedAttention):
     """`GatedAttention` added to the token that it scales."""
@@ -158,7 +168,7 @@ class FusionKind:
     text_pool: Pool = "mean"
     num_image_tokens: int | None = None  # for a linear text_pool
 
-    def side(self, width: int, pool: Pool) -> nn.Module:
+    def side(self, width: int, pool: Pool) -> CrossAttention | GatedAttention:
         """One side of a layer."""
         if self.layer == "cross_attention":
             return CrossAttention(width)
@@ -182,6 +192,17 @@ class FusionLayer(nn.Module):
             self.image(image, text, text_mask) if self.image is not None else None,
             self.text(text, image) if self.text is not None else None,
         )
+
+    def sentence_weights(self, image: Tensor, text: Tensor) -> Tensor:
+        """How much each sentence and each image token have to do with each other here, [B, S, N].
+
+        By the side whose tokens are the sentences; by the other one, transposed, if nothing reads
+        that. Between a sentence and padding it means nothing.
+        """
+        if self.text is not None:
+            return self.text.weights(text, image)
+        assert self.image is not None
+        return self.image.weights(image, text).transpose(1, 2)
 
 
 class Fusion(nn.Module):
@@ -209,6 +230,15 @@ class Fusion(nn.Module):
         for layer in self.layers:
             fused = layer(*fused, text_mask)
         return fused
+
+    def sentence_weights(self, image: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+        """`FusionLayer.sentence_weights` of the last layer, given what those before made of both:
+        [B, N, E], [B, S, E], [B, S] -> [B, S, N]."""
+        for layer in self.layers[:-1]:
+            image, text = layer(image, text, text_mask)
+        last = self.layers[-1]
+        assert isinstance(last, FusionLayer)
+        return last.sentence_weights(image, text)
 
 
 class ImagePool(nn.Module):

@@ -250,9 +250,7 @@ class MG3D(nn.Module):
 
         Raises ValueError if the model has none (``itc_weight`` 0).
         """
-        self._require_dual_encoder()
-        image_global = self.image_pool(self._contrast_tokens(self.image_tokens(volume)))
-        return F.normalize(self.itc_image_head(image_global), dim=-1, eps=1e-6)
+        return self.embed_image(self._contrast_tokens(self.image_tokens(volume)))
 
     def encode_text(
         self,
@@ -265,10 +263,70 @@ class MG3D(nn.Module):
 
         Raises ValueError if the model has no dual encoder (``itc_weight`` 0).
         """
-        self._require_dual_encoder()
         means, mask = self._sentences(input_ids, attention_mask, sentence_index, sentence_mask)
-        text_global = self.text_pool(self._project_sentences(means), mask)
-        return F.normalize(self.itc_text_head(text_global), dim=-1, eps=1e-6)
+        return self.embed_sentences(self._project_sentences(means), mask)
+
+    def embed_image(self, image: Tensor) -> Tensor:
+        """`encode_image` from the tokens of `encode_pair`: [B, N, E] -> [B, E]."""
+        self._require_dual_encoder()
+        return F.normalize(self.itc_image_head(self.image_pool(image)), dim=-1, eps=1e-6)
+
+    def embed_sentences(self, sentences: Tensor, mask: Tensor) -> Tensor:
+        """`encode_text` from the sentences of `encode_pair`: [B, S, E], [B, S] -> [B, E]."""
+        self._require_dual_encoder()
+        return F.normalize(self.itc_text_head(self.text_pool(sentences, mask)), dim=-1, eps=1e-6)
+
+    def encode_pair(
+        self,
+        volume: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        sentence_index: Tensor,
+        sentence_mask: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Volumes and reports encoded once, before they meet or are pooled.
+
+        [B, 1, D, H, W], [B, L], [B, L], [B, L], [B, S] -> image tokens [B, N, E], sentences
+        [B, S, E], which exist [B, S].
+        """
+        means, mask = self._sentences(input_ids, attention_mask, sentence_index, sentence_mask)
+        image = self._contrast_tokens(self.image_tokens(volume))
+        return image, self._project_sentences(means), mask
+
+    @property
+    def matches(self) -> bool:
+        """Whether the model has what `match` needs: the layers and heads of DFA."""
+        return bool(self.objective.dfa_weight)
+
+    def match(self, image: Tensor, sentences: Tensor, mask: Tensor) -> Tensor:
+        """Cosine of DFA's two sides after the modalities met (spec/model 4.6), pair by pair.
+
+        [B, N, E], [B, S, E], [B, S] -> [B]. Unlike the dual encoder's similarity it needs a pass of
+        the fusion layers for every pair. Raises ValueError if the model has no DFA.
+        """
+        if not self.matches:
+            raise ValueError(
+                "this model has nothing to match a pair with: it was built with "
+                "objective.dfa_weight 0; pre-train with dfa_weight > 0"
+            )
+        fused_image, _ = self.mim_fusion(image, sentences, mask)
+        aggregated, _ = self.aggregation(sentences, mask, self.image_pool(image))
+        image_side = self.dfa_image_head(self.fused_image_pool(fused_image))
+        return F.cosine_similarity(image_side, self.dfa_text_head(aggregated), dim=-1, eps=1e-6)
+
+    @property
+    def fuses_sentences(self) -> bool:
+        """Whether the model has layers in which image tokens and sentences meet."""
+        return hasattr(self, "mim_fusion")
+
+    def sentence_weights(self, image: Tensor, sentences: Tensor, mask: Tensor) -> Tensor:
+        """Gate or attention of each sentence over the image tokens in the last fusion layer.
+
+        [B, N, E], [B, S, E], [B, S] -> [B, S, N].
+        """
+        assert self.fuses_sentences, "a model without fusion layers for sentences"
+        weights: Tensor = self.mim_fusion.sentence_weights(image, sentences, mask)
+        return weights
 
     def image_tokens(self, volume: Tensor) -> Tensor:
         """Y = W_v F + b_v + e₁ (spec/model 3), projected once: [B, 1, D, H, W] -> [B, N, E]."""

@@ -14,6 +14,17 @@ def contract() -> VolumeContract:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, contract: VolumeContract) -> Path:
+    """A dual encoder, and nothing in which the modalities meet."""
+    return _write(tmp_path_factory.mktemp("checkpoints"), contract, "itc")
+
+
+@pytest.fixture(scope="session")
+def fusing_checkpoint(tmp_path_factory: pytest.TempPathFactory, contract: VolumeContract) -> Path:
+    """A dual encoder, and the fusion layers of DFA."""
+    return _write(tmp_path_factory.mktemp("fusing_checkpoints"), contract, "itc", "dfa")
+
+
+def _write(folder: Path, contract: VolumeContract, *terms: str) -> Path:
     import torch
 
     from mg3d.fingerprint import Fingerprint
@@ -25,13 +36,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, contract: VolumeContrac
         embed_dim=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_voxels=2
     )
     params = Model(vision=vision, text=TextEncoder(max_tokens=64))
-    objective = Objective(
-        mlm_weight=0, sfr_weight=0, mim_weight=0, cml_weight=0, dfa_weight=0, ssm_weight=0,
-        itc_weight=1,
-    )  # fmt: skip
+    weights = ("mlm", "sfr", "mim", "cml", "dfa", "ssm", "itc")
+    objective = Objective(**{f"{term}_weight": float(term in terms) for term in weights})
     model = MG3D(params, objective)
     return save(
-        tmp_path_factory.mktemp("checkpoints"),
+        folder,
         step=1,
         model=model,
         optimizer=torch.optim.AdamW(model.parameters()),

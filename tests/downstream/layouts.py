@@ -280,7 +280,7 @@ def write_ctrg(data: Path, num_cases: int = 10) -> None:
     (data / "chest_ctrg_jpg.json").write_text(json.dumps(entries))
 
 
-def write_ctrg_reference(data: Path, num_train: int = 4, val_equals_test: bool = True) -> None:
+def write_ctrg_reference(data: Path, num_train: int = 20, val_equals_test: bool = True) -> None:
     """The reference's list of NIfTI files, whose val is its test (as published) or is not."""
 
     def entry(number: int, split: str) -> dict[str, str]:
@@ -291,8 +291,8 @@ def write_ctrg_reference(data: Path, num_train: int = 4, val_equals_test: bool =
 
     parts = {
         "train": [entry(number, "train") for number in range(num_train)],
-        "val": [entry(10 if val_equals_test else 20, "val")],
-        "test": [entry(10, "test")],
+        "val": [entry(910 if val_equals_test else 920, "val")],
+        "test": [entry(910, "test")],
     }
     (data / "chest_ctrg_nitfy_ori_split.json").write_text(json.dumps(parts))
 

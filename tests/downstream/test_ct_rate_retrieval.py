@@ -94,3 +94,36 @@ def test_other_modes_are_refused(tmp_path: Path, checkpoint: Path) -> None:
         evaluate(
             TASK, checkpoint, tmp_path / "data", tmp_path / "out", params, lambda step, m: None
         )
+
+
+def test_a_second_look_needs_what_looks(tmp_path: Path, checkpoint: Path) -> None:
+    write_ct_rate(tmp_path / "data", num_train=0, num_valid=2)
+    params = CtRateRetrieval(mode="zero_shot", rerank_top=2, num_bootstrap=100)
+    result = evaluate(
+        TASK, checkpoint, tmp_path / "data", tmp_path / "out", params, lambda step, m: None
+    )
+    reason = result["unavailable"]["reranked_text_to_volume_recall_at_1"]
+    assert reason == "the model has no DFA: it was pre-trained with objective.dfa_weight 0"
+    assert "rerank_pair_forwards" not in result["counts"]
+
+
+def test_a_second_look_and_what_it_cost(tmp_path: Path, fusing_checkpoint: Path) -> None:
+    write_ct_rate(tmp_path / "data", num_train=0, num_valid=4)
+    params = CtRateRetrieval(mode="zero_shot", rerank_top=2, num_bootstrap=100)
+    out = tmp_path / "out"
+    result = evaluate(TASK, fusing_checkpoint, tmp_path / "data", out, params, lambda step, m: None)
+    counts = result["counts"]
+    with np.load(out / "predictions" / "reranked.npz") as file:
+        assert counts["rerank_pair_forwards"] == np.isfinite(file["pair"]).sum()
+    assert counts["rerank_top"] == 2
+    assert 4 * 2 <= counts["rerank_pair_forwards"] <= 2 * 4 * 2
+    assert counts["rerank_seconds"] > 0
+    metrics = result["metrics"]
+    for direction in ("text_to_volume", "volume_to_text"):
+        # Among the first two the order may change, who is among them may not.
+        first, again = (
+            metrics[f"{name}{direction}_mean_rank_percentile"]["value"]
+            for name in ("", "reranked_")
+        )
+        assert abs(first - again) <= 1 / 3
+    assert (out / "figures" / "sentence_attention.png").exists()

@@ -1,87 +1,57 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from mg3d.finetuning.report_generation import Reporter, _derange, encode, train_tokenizer
+from mg3d.finetuning.report_generation import NULLS, SCORED, _derange, _scored, score
 from mg3d.params import CtrgReport
 
-TEXTS = ["A small nodule.", "No pleural effusion. The heart is normal.", "Emphysema."] * 3
-TOKENIZER = train_tokenizer(TEXTS, 320)
-PARAMS = CtrgReport(num_layers=1, num_heads=2, width=16, max_new_tokens=20, vocabulary_size=320)
+REFERENCES = ["A nodule. No effusion.", "Emphysema.", "The heart is normal."]
+HYPOTHESES = ["A nodule. Pleural effusion.", "Emphysema.", "The heart is small."]
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.text(max_size=60))
-def test_every_text_can_be_written(text: str) -> None:
-    assert TOKENIZER.decode(TOKENIZER.encode(text).ids) == text
-
-
-def test_ids_begin_end_and_pad() -> None:
-    ids = encode(TOKENIZER, ["A small nodule.", "x" * 200], 20)
-    assert ids.shape[1] == 21
-    assert ids[:, 0].tolist() == [1, 1]
-    assert ids[1, -1] == 2  # a text that is cut still ends
-    row = ids[0].tolist()
-    assert row[row.index(2) + 1 :] == [0] * (20 - row.index(2))
-    assert TOKENIZER.decode(row) == "A small nodule."
-
-
-def reporter() -> tuple[Reporter, torch.Tensor]:
-    torch.manual_seed(0)
-    tokens = torch.randn(6, 4, 8)
-    return Reporter(tokens, TOKENIZER.get_vocab_size(), PARAMS, None).eval(), tokens
-
-
-def test_loss_is_next_token_cross_entropy_without_padding() -> None:
-    model, tokens = reporter()
-    ids = encode(TOKENIZER, ["A small nodule.", "Emphysema. " * 3], 20)
-    loss = model((tokens[:2], ids))["total"]
-    logits = model.decoder(
-        input_ids=ids, attention_mask=(ids != 0).long(),
-        encoder_hidden_states=model.memory(tokens[:2]),
-    ).logits.log_softmax(-1)  # fmt: skip
-    terms = [
-        -logits[row, at, ids[row, at + 1]]
-        for row in range(2)
-        for at in range(ids.shape[1] - 1)
-        if ids[row, at + 1] != 0
+def rows(hypotheses: list[str]) -> list[dict[str, str]]:
+    return [
+        {"case_id": f"c{i}", "patient_id": f"p{i}", "reference": r, "hypothesis": h}
+        for i, (r, h) in enumerate(zip(REFERENCES, hypotheses, strict=True))
     ]
-    assert loss.item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-5)
 
 
-def test_generation_agrees_with_a_greedy_loop() -> None:
-    model, tokens = reporter()
-    memory = model.memory(tokens[:3])
-    ids = torch.ones(3, 1, dtype=torch.long)
-    with torch.no_grad():
-        for _ in range(12):
-            logits = model.decoder(input_ids=ids, encoder_hidden_states=memory).logits[:, -1]
-            ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
-    theirs = model.generate(tokens[:3], num_beams=1, max_new_tokens=12)
-    assert theirs.tolist() == ids[:, : theirs.shape[1]].tolist()
+def test_each_case_has_its_own_scores_and_findings() -> None:
+    first, second, third = _scored(rows(HYPOTHESES))
+    assert first["reference_findings"] == ["nodule"]
+    assert first["hypothesis_findings"] == ["pleural_effusion", "nodule"]
+    assert first["keyword_f1"] == pytest.approx(2 / 3)
+    assert second["bleu_1"] == second["rouge_l_f1"] == second["rouge_l_beta"] == 1
+    assert second["bleu_4"] == 0  # two tokens have no four-gram: zero, not smoothed
+    assert third["keyword_f1"] is None  # neither asserts a finding
+    # "the heart is" of four words each; rouge-score knows no full stop, normaliser 1 does
+    assert third["rouge_l_f1"] == pytest.approx(3 / 4)
+    assert third["rouge_l_beta"] == pytest.approx(4 / 5)
 
 
-def test_beams_do_not_mix_the_images() -> None:
-    model, tokens = reporter()
-    model.project.weight.data.mul_(20)
-    together = model.generate(tokens, num_beams=3, max_new_tokens=8)
-    for row in range(len(tokens)):
-        alone = model.generate(tokens[row : row + 1], num_beams=3, max_new_tokens=8)
-        assert TOKENIZER.decode(alone[0].tolist()) == TOKENIZER.decode(together[row].tolist())
-
-
-def test_it_learns_to_tell_two_images_apart() -> None:
-    model, tokens = reporter()
-    ids = encode(TOKENIZER, ["A small nodule.", "Emphysema."], 20)
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.02)
-    for _ in range(60):
-        optimizer.zero_grad()
-        model((tokens[:2], ids))["total"].backward()
-        optimizer.step()
-    written = TOKENIZER.decode_batch(model.eval().generate(tokens[:2], 2, 15).tolist())
-    assert written == ["A small nodule.", "Emphysema."]
+def test_scores_come_from_the_files_alone_and_are_written_case_by_case(tmp_path: Path) -> None:
+    (tmp_path / "facts.json").write_text("{}")
+    for system in ("model", *NULLS):
+        hypotheses = HYPOTHESES if system == "model" else [HYPOTHESES[0]] * 3
+        text = "".join(json.dumps(row) + "\n" for row in rows(hypotheses))
+        (tmp_path / f"{system}.jsonl").write_text(text)
+    scores = score(tmp_path, CtrgReport(num_bootstrap=100))
+    values = {name: metric.value for name, metric in scores.metrics.items()}
+    # Cells: nodule and emphysema right, the effusion invented.
+    assert values["keyword_micro_precision"] == pytest.approx(2 / 3)
+    assert values["keyword_micro_recall"] == 1
+    assert values["keyword_micro_f1"] == pytest.approx(4 / 5)
+    assert values["keyword_example_f1"] == pytest.approx((2 / 3 + 1) / 2)
+    assert values["meteor"] is None
+    assert set(scores.nulls) == set(NULLS)
+    null = scores.nulls["text_only"]
+    assert null["keyword_micro_recall"].value == pytest.approx(1 / 2)
+    assert all(set(metrics) == set(scores.metrics) for metrics in scores.nulls.values())
+    written = [json.loads(line) for line in (tmp_path / SCORED).read_text().splitlines()]
+    assert written == _scored(rows(HYPOTHESES))
+    assert np.mean([row["cider_d"] for row in written]) == pytest.approx(values["cider_d"])
 
 
 def test_everyone_gets_the_text_of_another() -> None:

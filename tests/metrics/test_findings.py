@@ -1,8 +1,17 @@
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, precision_score, recall_score
 
-from mg3d.metrics.findings import FINDINGS, finding_matrix, findings, macro_f1, micro_f1
+from mg3d.metrics.findings import (
+    FINDINGS,
+    example_f1,
+    finding_matrix,
+    findings,
+    macro_f1,
+    micro_f1,
+    micro_precision,
+    micro_recall,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +47,22 @@ def test_f1_agree_with_scikit_learn() -> None:
     assert macro_f1(predicted, reference) == pytest.approx(
         f1_score(reference, predicted, average="macro")
     )
+
+    for ours, theirs in ((micro_precision, precision_score), (micro_recall, recall_score)):
+        assert ours(predicted, reference) == pytest.approx(
+            theirs(reference, predicted, average="micro")
+        )
+    assert example_f1(predicted, reference).mean() == pytest.approx(
+        f1_score(reference, predicted, average="samples")
+    )
+
+
+def test_nothing_found_is_undefined_not_zero() -> None:
+    none, one = np.zeros((1, 2), int), np.array([[1, 0]])
+    assert np.isnan(micro_precision(none, one))
+    assert micro_recall(none, one) == 0
+    assert np.isnan(example_f1(none, none)).all()
+    assert example_f1(none, one).tolist() == [0]
 
 
 def test_macro_leaves_out_findings_that_never_occur() -> None:

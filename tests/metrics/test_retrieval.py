@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from mg3d.metrics.retrieval import (
+    average_precision_at,
     chance_recall_at,
+    first_items,
     label_overlap,
     label_overlap_at,
     mean_rank_percentile,
@@ -13,6 +15,7 @@ from mg3d.metrics.retrieval import (
     median_rank,
     ranks,
     recall_at,
+    reranked,
 )
 
 SIMILARITY = np.array([[0.9, 0.1, 0.5], [0.8, 0.8, 0.1], [0.3, 0.7, 0.2]])
@@ -83,3 +86,45 @@ def test_label_overlap_leaves_out_the_own_patient_and_breaks_ties_downwards() ->
     assert label_overlap_at(similarity, overlap, allowed, 1).tolist() == [0.2]
     assert label_overlap_at(similarity, overlap, allowed, 2) == pytest.approx([0.35])
     assert np.isnan(label_overlap_at(similarity, overlap, allowed, 3)).all()
+
+
+def test_average_precision_agrees_with_torchmetrics() -> None:
+    from torchmetrics.functional.retrieval import retrieval_average_precision
+
+    generator = np.random.default_rng(0)
+    similarity = generator.random((12, 20))
+    relevant = generator.random((12, 20)) < 0.2
+    allowed = np.ones((12, 20), dtype=bool)
+    allowed[np.arange(12), np.arange(12)] = False
+    ours = average_precision_at(similarity, relevant, allowed, 5)
+    for row in range(12):
+        s, r = (torch.from_numpy(rows[row][allowed[row]]) for rows in (similarity, relevant))
+        assert ours[row] == pytest.approx(float(retrieval_average_precision(s, r, top_k=5)))
+
+
+def test_average_precision_by_hand() -> None:
+    similarity = np.array([[0.9, 0.8, 0.7, 0.6]])
+    relevant = np.array([[True, False, True, True]])
+    everyone = np.ones((1, 4), dtype=bool)
+    assert average_precision_at(similarity, relevant, everyone, 3) == pytest.approx(
+        [(1 + 2 / 3) / 2]
+    )
+    # All alike: the irrelevant one comes first.
+    assert average_precision_at(np.ones((1, 4)), relevant, everyone, 2) == pytest.approx([1 / 2])
+    assert np.isnan(average_precision_at(similarity, ~everyone, everyone, 3)).all()
+    assert np.isnan(average_precision_at(similarity, relevant, everyone, 5)).all()
+
+
+def test_the_first_items_are_pessimistic_too() -> None:
+    relevant = np.array([[True, False, False]])
+    assert first_items(np.ones((1, 3)), relevant, 2).tolist() == [[False, True, True]]
+    assert first_items(np.array([[0.9, 0.8, 0.1]]), relevant, 2).tolist() == [[True, True, False]]
+    assert first_items(np.ones((1, 3)), relevant, 9).all()
+
+
+def test_reranking_orders_the_first_by_the_pair_and_leaves_the_rest_behind() -> None:
+    similarity = np.array([[0.9, 0.8, 0.7, 0.6]])
+    first = np.array([[True, True, False, False]])
+    pair = np.array([[-0.9, -0.5, np.nan, 5.0]])
+    order = np.argsort(-reranked(similarity, pair, first)[0])
+    assert order.tolist() == [1, 0, 2, 3]

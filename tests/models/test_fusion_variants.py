@@ -1,7 +1,7 @@
 """Pools and layers of the fusion: each closed form against the loop it replaces."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -160,3 +160,25 @@ def test_no_tensor_has_a_row_for_every_pair(pool: Pool) -> None:
     with Largest() as seen:
         layer(own, torch.randn(1, m, width), torch.ones(1, m, dtype=torch.bool)).sum().backward()
     assert seen.elements < n * m * width / 4
+
+
+@pytest.mark.parametrize("layer", ["gated", "gated_residual", "cross_attention"])
+@pytest.mark.parametrize("sides", [(True, True), (True, False)])
+def test_sentence_weights_are_of_what_the_last_layer_reads(
+    layer: Literal["gated", "gated_residual", "cross_attention"], sides: tuple[bool, bool]
+) -> None:
+    fusion = Fusion(WIDTH, 2, FusionKind(layer), image=sides[0], text=sides[1]).eval()
+    image, text = torch.randn(2, 3, WIDTH), torch.randn(2, 5, WIDTH)
+    weights = fusion.sentence_weights(image, text, MASK)
+    assert weights.shape == (2, 5, 3)
+    inner, last = fusion.layers
+    image, text = inner(image, text, MASK)
+    side, own, other = (last.text, text, image) if sides[1] else (last.image, image, text)
+    if layer == "cross_attention":
+        _, expected = side.attention(side.norm(own), other, other)
+        assert (weights.sum(-1) < 1).all() if sides[1] else True  # the zero key has the rest
+        expected = expected[..., :-1]
+    else:
+        scores = torch.einsum("bie,bje->bij", side.query(own), side.key(other))
+        expected = torch.sigmoid(scores / WIDTH**0.5)
+    torch.testing.assert_close(weights, expected if sides[1] else expected.transpose(1, 2))

@@ -399,6 +399,37 @@ def test_dual_encoder_needs_one_modality_and_agrees_with_the_joint_pass(
         )
 
 
+def test_a_pair_matches_as_in_the_joint_pass(tiny_model: Model, make_inputs: MakeInputs) -> None:
+    inputs = make_inputs(extra_sentences=1)
+    built = _build(tiny_model, "cml", "dfa", "itc").eval()
+    outputs = built(inputs)
+    image, sentences, mask = built.encode_pair(
+        inputs.volume, inputs.input_ids, inputs.attention_mask, inputs.sentence_index,
+        inputs.sentence_mask,
+    )  # fmt: skip
+    assert outputs.dfa_image is not None
+    assert outputs.dfa_text is not None
+    both = F.cosine_similarity(outputs.dfa_image, outputs.dfa_text, dim=-1)
+    torch.testing.assert_close(built.match(image, sentences, mask), both)
+    # The second report with the first volume, alone and without its padding.
+    mixed = built.match(image[:1], sentences[1:2, mask[1]], mask[1:2, mask[1]])
+    torch.testing.assert_close(
+        mixed, built.match(image[[0, 0]], sentences[:2], mask[:2])[1:], rtol=1e-4, atol=1e-5
+    )
+    assert not torch.allclose(mixed, both[1])
+    assert built.sentence_weights(image, sentences, mask).shape == (3, 4, image.shape[1])
+    assert built.fuses_sentences
+    torch.testing.assert_close(built.embed_image(image), built.encode_image(inputs.volume))
+
+
+def test_what_cannot_match_says_so(tiny_model: Model) -> None:
+    built = _build(tiny_model, "itc")
+    assert not built.matches
+    assert not built.fuses_sentences
+    with pytest.raises(ValueError, match="dfa_weight 0; pre-train with dfa_weight > 0"):
+        built.match(torch.zeros(1, 4, 8), torch.zeros(1, 2, 8), torch.ones(1, 2).bool())
+
+
 def test_checkpoints_hold_the_encoder_under_its_name_and_no_text_encoder(
     tiny_model: Model, make_inputs: MakeInputs
 ) -> None:
