@@ -11,6 +11,7 @@ reconstruction, as the literature on CT-RATE does. Nulls: ``prevalence``, one pr
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,9 @@ from mg3d import paths
 from mg3d.figures import classification as figures
 from mg3d.finetuning.encoders import random_encoder, starting_encoder
 from mg3d.finetuning.images import packed_cases
-from mg3d.finetuning.probe import fitted
+from mg3d.finetuning.probe import Predicted, fitted
 from mg3d.finetuning.prompting import prompted
+from mg3d.finetuning.selection import choose
 from mg3d.finetuning.task import Case, OnMetrics, Scores, Split
 from mg3d.ledger import Ledger, Reason
 from mg3d.metrics.bootstrap import Estimate, estimates, unavailable
@@ -92,16 +94,17 @@ def predict(
         for case in split["train"]:
             ledger.quarantine(case.case_id, Reason.NOT_IN_SPLIT, "zero_shot trains nothing")
         split["train"] = []
-    found: dict[str, dict[str, np.ndarray]] = {}
-    if params.mode in ("zero_shot", "prompt_tuned"):
-        probabilities, provenance = prompted(
-            split, checkpoint, names, labels, masked_loss, params, ledger, on_metrics, prefix
-        )
-        found = dict(zip((MODEL, "random_encoder"), probabilities, strict=True))
-    else:
-        encoder, contract, provenance = starting_encoder(checkpoint, params)
-        untrained = random_encoder(checkpoint, params.seed + 1)
-        with packed_cases(split, contract, ledger) as volumes:
+    predicted: dict[str, Predicted] = {}
+    with ExitStack() as open_volumes:
+        if params.mode in ("zero_shot", "prompt_tuned"):
+            pair, provenance = prompted(
+                split, checkpoint, names, labels, masked_loss, params, ledger, on_metrics, prefix
+            )
+            predicted = dict(zip((MODEL, "random_encoder"), pair, strict=True))
+        else:
+            encoder, contract, provenance = starting_encoder(checkpoint, params)
+            untrained = random_encoder(checkpoint, params.seed + 1)
+            volumes = open_volumes.enter_context(packed_cases(split, contract, ledger))
             for system, start, frozen, report, name in (
                 (MODEL, encoder, params.mode == "frozen", on_metrics, prefix),
                 ("random_encoder", untrained, True, _silent, f"{prefix}/random_encoder"),
@@ -110,22 +113,24 @@ def predict(
                     start, frozen, split, volumes.batch, labels, len(names), masked_loss, params,
                     report, name,
                 )  # fmt: skip
-                found[system] = {part: _sigmoid(rows) for part, rows in logits.items()}
-    # Without training cases (zero_shot) the prevalence is that of validation.
-    known = _labels(split["train"] or split["validation"], names)
-    # One extra case of each class, so that no probability is 0 or 1 (Laplace).
-    prevalence = (np.nansum(known, axis=0) + 1) / ((~np.isnan(known)).sum(axis=0) + 2)
-    found["prevalence"] = {
-        part: np.tile(prevalence, (len(split[part]), 1)) for part in ("validation", "test")
-    }
-    thresholds = []
-    for system, of_part in found.items():
-        _write(predictions / f"{system}.csv", split["test"], names, of_part["test"])
-        path = predictions / f"{system}_validation.csv"
-        _write(path, split["validation"], names, of_part["validation"])
-        thresholds += choose_thresholds(system, pd.read_csv(path))
-    with paths.atomic_write(predictions / THRESHOLDS) as temporary:
-        pd.DataFrame(thresholds).to_csv(temporary, index=False)
+                predicted[system] = lambda part, logits=logits: _sigmoid(logits(part))  # type: ignore[misc]
+        # Without training cases (zero_shot) the prevalence is that of validation.
+        known = _labels(split["train"] or split["validation"], names)
+        # One extra case of each class, so that no probability is 0 or 1 (Laplace).
+        prevalence = (np.nansum(known, axis=0) + 1) / ((~np.isnan(known)).sum(axis=0) + 2)
+        predicted["prevalence"] = lambda part: np.tile(prevalence, (len(split[part]), 1))
+        thresholds = []
+        for system, of_part in predicted.items():
+            path = predictions / f"{system}_validation.csv"
+            _write(path, split["validation"], names, of_part("validation"))
+            thresholds += choose_thresholds(system, pd.read_csv(path))
+        with paths.atomic_write(predictions / THRESHOLDS) as temporary:
+            pd.DataFrame(thresholds).to_csv(temporary, index=False)
+        cuts = {row["label"]: row["threshold"] for row in thresholds if row["system"] == MODEL}
+        choose(thresholds={k: None if np.isnan(cut) else float(cut) for k, cut in cuts.items()})
+        for system, of_part in predicted.items():  # opens the test split
+            rows = of_part("test")
+            _write(predictions / f"{system}.csv", split["test"], names, rows)
     return provenance
 
 

@@ -6,21 +6,20 @@ HU) or ``dataset/{train,valid}/...`` (raw: rescale and spacing from ``metadata/`
 two parts of a name, scan = first three. The official "validation" set is the test set.
 """
 
-import ast
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
-
 from mg3d.data.identity import pseudonym
 from mg3d.data.sources.ct_rate import KNOWN_BAD as KNOWN_BAD_OF_TRAIN
+from mg3d.data.sources.ct_rate import metadata_of, read_raw, rows_by_volume
 from mg3d.finetuning.task import Case
 from mg3d.ledger import Ledger, Reason
 
 KNOWN_BAD = KNOWN_BAD_OF_TRAIN | {"valid_251_a_2"}
 _PARTS = {"train": ("train", "train"), "valid": ("validation", "test")}
 _NOT_GIVEN = "not given."
-_NO_ROW: dict[str, object] = {}
+_NO_ROW: dict[str, str] = {}
 
 
 def cases(data: Path, ledger: Ledger, needs: Literal["report", "labels"]) -> list[Case]:
@@ -36,34 +35,34 @@ def cases(data: Path, ledger: Ledger, needs: Literal["report", "labels"]) -> lis
     for part, (table_name, split) in _PARTS.items():
         fixed, raw = root / f"{part}_fixed", root / part
         folder = fixed if fixed.is_dir() else raw
-        reports = _rows(root / "radiology_text_reports" / f"{table_name}_reports.csv")
-        labels = _rows(root / "multi_abnormality_labels" / f"{part}_predicted_labels.csv")
-        metadata = _rows(root / "metadata" / f"{table_name}_metadata.csv")
+        reports = rows_by_volume(root / "radiology_text_reports" / f"{table_name}_reports.csv")
+        labels = rows_by_volume(root / "multi_abnormality_labels" / f"{part}_predicted_labels.csv")
+        metadata = rows_by_volume(root / "metadata" / f"{table_name}_metadata.csv")
         no_chest = root / "metadata" / f"no_chest_{part}.txt"
         excluded = set(no_chest.read_text().split()) if no_chest.exists() else set()
         for image in sorted(folder.rglob("*.nii.gz")):
             name = image.name.removesuffix(".nii.gz")
             case_id = pseudonym("case", name)
             ledger.declare(case_id)
-            text = _report(reports.get(name))
-            geometry = _raw_geometry(metadata.get(name, _NO_ROW)) if folder == raw else _FIXED
+            text = _report(reports.get(name, _NO_ROW))
+            flags = _flags(labels.get(name, _NO_ROW))
+            facts = metadata_of(metadata.get(name))
             if excluded & {name, image.name}:
                 ledger.quarantine(case_id, Reason.NOT_CHOSEN, "listed as no chest")
             elif name in KNOWN_BAD:
                 ledger.quarantine(case_id, Reason.KNOWN_BAD)
             elif needs == "labels" and name not in labels:
                 ledger.quarantine(case_id, Reason.INVALID_LABEL, "no row of labels")
-            elif needs == "labels" and not set(labels[name].values()) <= {0, 1}:
+            elif needs == "labels" and flags is None:
                 ledger.quarantine(case_id, Reason.INVALID_LABEL, "labels must be 0 or 1")
             elif needs == "report" and name not in reports:
                 ledger.quarantine(case_id, Reason.STUDY_WITHOUT_REPORT)
             elif needs == "report" and not text:
                 ledger.quarantine(case_id, Reason.REPORT_NOT_GIVEN)
-            elif geometry is None:
+            elif folder == raw and facts is None:
                 ledger.quarantine(case_id, Reason.MISSING_TAG, "no rescale or spacing in metadata")
             else:
                 tokens = name.split("_")
-                row = labels.get(name, _NO_ROW)
                 found.append(
                     Case(
                         case_id=case_id,
@@ -71,10 +70,11 @@ def cases(data: Path, ledger: Ledger, needs: Literal["report", "labels"]) -> lis
                         scan_id=pseudonym("scan", "_".join(tokens[:3])),
                         image=image,
                         text=text,
-                        labels={str(label): int(str(value)) for label, value in row.items()},
+                        labels=flags or {},
                         split=split,
-                        rescale=geometry[0],
-                        spacing_mm=geometry[1],
+                        read=partial(read_raw, image, facts)  # type: ignore[arg-type]
+                        if folder == raw
+                        else None,
                     )
                 )
     if not found and not root.is_dir():
@@ -82,32 +82,17 @@ def cases(data: Path, ledger: Ledger, needs: Literal["report", "labels"]) -> lis
     return found
 
 
-Geometry = tuple[tuple[float, float], tuple[float, float, float] | None]
-_FIXED: Geometry = ((1.0, 0.0), None)  # *_fixed volumes are HU already: never rescale them again
-
-
-def _rows(path: Path) -> dict[str, dict[str, object]]:
-    """Rows by volume name without suffix; nothing if the file is not there."""
-    if not path.exists():
-        return {}
-    table = pd.read_csv(path)
-    names = table.pop("VolumeName").str.removesuffix(".nii.gz")
-    return dict(zip(names, table.to_dict("records"), strict=True))  # type: ignore[arg-type]
-
-
-def _report(row: dict[str, object] | None) -> str:
-    """Findings and impression, a line each; parts that are empty or not given are left out."""
-    parts = [str((row or {}).get(f"{name}_EN", "")).strip() for name in ("Findings", "Impressions")]
-    return "\n".join(part for part in parts if part.lower() not in ("", "nan", _NOT_GIVEN))
-
-
-def _raw_geometry(row: dict[str, object]) -> Geometry | None:
-    """Slope and intercept, and spacing (x, y, z) in mm, of a raw volume; None if incomplete."""
+def _flags(row: dict[str, str]) -> dict[str, int] | None:
+    """The labels of a row of the table; None if one is not 0 or 1."""
+    flags = {name: value for name, value in row.items() if name != "VolumeName"}
     try:
-        x, y = ast.literal_eval(str(row["XYSpacing"]))
-        numbers = [float(str(row[key])) for key in ("RescaleSlope", "RescaleIntercept", "ZSpacing")]
-    except (KeyError, ValueError, SyntaxError, TypeError):
+        found = {name: float(value) for name, value in flags.items()}
+    except (TypeError, ValueError):
         return None
-    if any(number != number for number in (x, y, *numbers)):
-        return None
-    return (numbers[0], numbers[1]), (float(x), float(y), numbers[2])
+    return {k: int(v) for k, v in found.items()} if set(found.values()) <= {0, 1} else None
+
+
+def _report(row: dict[str, str]) -> str:
+    """Findings and impression, a line each; parts that are empty or not given are left out."""
+    parts = [(row.get(f"{name}_EN") or "").strip() for name in ("Findings", "Impressions")]
+    return "\n".join(part for part in parts if part.lower() not in ("", _NOT_GIVEN))

@@ -33,22 +33,19 @@ def load_image(case: Case) -> tuple[np.ndarray, np.ndarray]:
     Raises ValueError for another format, OSError or RuntimeError for a broken file.
     """
     name = case.image.name
-    if name.endswith((".nii", ".nii.gz")):
-        # A raw file may come without geometry: its millimetres are the case's.
-        volume, affine = load_nifti(case.image, "pixdim" if case.spacing_mm else "refuse")
+    affine: np.ndarray | None
+    if case.read is not None:
+        volume, affine = case.read()
+        assert affine is not None
+    elif name.endswith((".nii", ".nii.gz")):
+        volume, affine = load_nifti(case.image)
     elif name.endswith((".mha", ".mhd")):
         volume, affine = _load_metaimage(case.image)
     else:
         raise ValueError(
             f"image format {case.image.suffix!r}: .nii, .nii.gz, .mha or .mhd are read"
         )
-    slope, intercept = case.rescale
-    volume = np.asarray(volume, dtype=np.float32) * np.float32(slope) + np.float32(intercept)
-    if case.spacing_mm is not None:  # the header of a raw file holds no millimetres
-        affine = affine.copy()
-        axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-        affine[:3, :3] = axes * np.array(case.spacing_mm)
-    return volume, affine
+    return np.asarray(volume, dtype=np.float32), affine
 
 
 def load_slices(folder: Path, contract: VolumeContract) -> np.ndarray:

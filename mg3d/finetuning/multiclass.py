@@ -31,6 +31,7 @@ from mg3d.metrics.classification import (
     confusion,
     macro_auroc,
     macro_f1,
+    multiclass_brier,
 )
 from mg3d.params import Finetune
 
@@ -105,7 +106,8 @@ def predict(
                 prefix if is_model else f"{prefix}/{system}",
             )
             found[system] = {
-                part: torch.from_numpy(rows).softmax(-1).numpy() for part, rows in logits.items()
+                part: torch.from_numpy(logits(part)).softmax(-1).numpy()
+                for part in ("validation", "test")
             }
     shares = np.bincount([_class(case, names) for case in split["train"]], minlength=len(names)) + 1
     found["prevalence"] = {
@@ -176,11 +178,6 @@ def by_patient(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([grouped["class"].first(), means], axis=1).reset_index()
 
 
-def brier(label: np.ndarray, probability: np.ndarray) -> float:
-    """Mean squared distance of the probabilities [N, C] to the one-hot class (Brier 1950)."""
-    return float(((probability - np.eye(probability.shape[1])[label]) ** 2).sum(1).mean())
-
-
 def _statistics(label: np.ndarray, probability: np.ndarray) -> list[float]:
     """Values of :data:`METRICS`."""
     called = probability.argmax(1)
@@ -190,7 +187,7 @@ def _statistics(label: np.ndarray, probability: np.ndarray) -> list[float]:
         balanced_accuracy(counts),
         float(np.mean(label == called)),
         macro_f1(counts),
-        brier(label, probability),
+        multiclass_brier(label, probability),
         calibration_error((label == called).astype(int), probability.max(1)),
     ]
 

@@ -18,7 +18,7 @@ from mg3d.params import Finetune
 EMBED_BATCH = 4
 Volumes = Callable[[Sequence[Case]], Tensor]  # cases -> windowed volumes [B, 1, D, H, W]
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits [B, K], labels [B, ...] -> scalar
-Logits = Callable[[Sequence[Case]], np.ndarray]  # cases -> float32 [N, K]
+Predicted = Callable[[str], np.ndarray]  # part of the split -> float32 [N, K]
 
 
 class Classifier(nn.Module):
@@ -111,8 +111,8 @@ def fitted(
     params: Finetune,
     on_metrics: OnMetrics,
     prefix: str,
-) -> dict[str, np.ndarray]:
-    """Train on train; logits float32 [N, K] of the validation and the test cases."""
+) -> Predicted:
+    """Train on train; returns what gives the logits of a part of the split, test when it opens."""
     train, validation = split["train"], split["validation"]
     known = [case for cases in split.values() for case in cases] if frozen else train
     features = embed(encoder, known, volumes)
@@ -126,10 +126,7 @@ def fitted(
             return volumes(cases)
         return torch.stack([features[case.case_id] for case in cases])
 
-    return {
-        part: _logits(classifier, split[part], inputs, num_outputs)
-        for part in ("validation", "test")
-    }
+    return lambda part: _logits(classifier, split[part], inputs, num_outputs)
 
 
 @torch.inference_mode()

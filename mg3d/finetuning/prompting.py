@@ -6,6 +6,7 @@ the identity, and a bias per label, with the training labels; the towers stay fr
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from mg3d.finetuning.fitting import fit_head
 from mg3d.finetuning.images import PackedCases, packed_cases
+from mg3d.finetuning.probe import Predicted
 from mg3d.finetuning.task import Case, OnMetrics, Split
 from mg3d.ledger import Ledger
 from mg3d.params import Finetune
@@ -69,9 +71,9 @@ def prompted(
     ledger: Ledger,
     on_metrics: OnMetrics,
     prefix: str,
-) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
-    """Probabilities [N, K] of validation and test, of the model and of an untrained one, and
-    provenance.
+) -> tuple[list[Predicted], dict[str, Any]]:
+    """What gives the probabilities of a part of the split, by the model and by an untrained one,
+    and provenance.
 
     Raises ValueError for a checkpoint without a dual encoder.
     """
@@ -88,7 +90,7 @@ def prompted(
         torch.manual_seed(params.seed + 1)
         untrained = build(loaded.model_params, loaded.objective_params).eval()
     temperature = loaded.objective_params.temperature
-    found = []
+    found: list[Predicted] = []
     with packed_cases(split, loaded.contract, ledger) as volumes:
         for model, report, name in (
             (loaded.model, on_metrics, prefix),
@@ -111,16 +113,18 @@ def prompted(
                     report,
                     name,
                 )
-            with torch.inference_mode():
-                found.append(
-                    {
-                        part: head.logits(rows(split[part])).sigmoid().numpy()
-                        if split[part]
-                        else np.zeros((0, len(names)), np.float32)
-                        for part in ("validation", "test")
-                    }
-                )
+            found.append(partial(_probabilities, head, rows, split))
     return found, {"contract_digest": loaded.contract.digest(), "encoder_coverage": None}
+
+
+@torch.inference_mode()
+def _probabilities(
+    head: Prompted, rows: Callable[[Sequence[Case]], Tensor], split: Split, part: str
+) -> np.ndarray:
+    cases = split[part]
+    if not cases:
+        return np.zeros((0, len(head.bias)), np.float32)
+    return head.logits(rows(cases)).sigmoid().numpy()
 
 
 @torch.no_grad()

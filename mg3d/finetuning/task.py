@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mg3d import fingerprint, paths
+from mg3d.data.sources.study import Volume
 from mg3d.finetuning.selection import ClosedSplit, Selection, count_openings, selecting
 from mg3d.ledger import Ledger
 from mg3d.metrics.bootstrap import Estimate
@@ -38,8 +39,8 @@ class Case:
 
     ``image`` is a .nii(.gz), a .mha, or a folder of JPG slices. ``labels`` are 0, 1, or None where
     a label does not apply. ``stratum`` keeps rare kinds of case in every split. ``scan_id`` is
-    shared by the reconstructions of one scan. ``rescale`` (slope, intercept) and ``spacing_mm``
-    (x, y, z) correct files that hold raw values. Ids are pseudonyms.
+    shared by the reconstructions of one scan. ``read`` gives HU and affine of an image that is not
+    what its file says. Ids are pseudonyms.
     """
 
     case_id: str
@@ -51,8 +52,7 @@ class Case:
     scan_id: str = ""
     split: str | None = None
     stratum: str = ""
-    rescale: tuple[float, float] = (1.0, 0.0)
-    spacing_mm: tuple[float, float, float] | None = None
+    read: Callable[[], Volume] | None = None
 
 
 Split = dict[str, list[Case]]

@@ -41,6 +41,11 @@ def brier(label: np.ndarray, probability: np.ndarray) -> float:
     return float(np.mean((probability - label) ** 2)) if len(label) else float("nan")
 
 
+def multiclass_brier(label: np.ndarray, probability: np.ndarray) -> float:
+    """Mean squared distance of the probabilities [N, C] to the one-hot class (Brier 1950)."""
+    return float(((probability - np.eye(probability.shape[1])[label]) ** 2).sum(1).mean())
+
+
 def calibration_error(label: np.ndarray, probability: np.ndarray, num_bins: int = 15) -> float:
     """Expected calibration error (Guo et al., ICML 2017): mean over cases of the gap between the
     mean probability and the share of positives in the case's bin; NaN without cases.

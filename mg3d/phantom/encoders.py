@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mg3d.phantom.canvas import Grid
+from mg3d.phantom.canvas import Grid, Vector
 
 # MTIME 0, no extra flags, OS unknown (RFC 1952, 2.3).
 GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
@@ -94,30 +94,10 @@ def write_nifti_gz(path: Path, voxels: np.ndarray, grid: Grid, orientation: str 
 
 def write_mha(path: Path, voxels: np.ndarray, grid: Grid, keys: Mapping[str, str]) -> None:
     """MetaImage of int16 voxels (D, H, W) in LPS, uncompressed; ``keys`` go into the header."""
-    assert voxels.dtype == np.int16
-    depth, height, width = voxels.shape
-    dz, dy, dx = grid.spacing_mm
-    header = {
-        "ObjectType": "Image",
-        "NDims": "3",
-        "BinaryData": "True",
-        "BinaryDataByteOrderMSB": "False",
-        "CompressedData": "False",
-        "TransformMatrix": " ".join(
-            f"{value:.9g}" for axis in (grid.right, grid.down, grid.up) for value in axis
-        ),
-        "Offset": " ".join(f"{value:.6f}" for value in grid.origin_mm),
-        "CenterOfRotation": "0 0 0",
-        "AnatomicalOrientation": "RAI",
-        "ElementSpacing": f"{dx:g} {dy:g} {dz:g}",
-        "DimSize": f"{width} {height} {depth}",
-        **keys,
-        "ElementType": "MET_SHORT",
-        "ElementDataFile": "LOCAL",
-    }
-    text = "".join(f"{key} = {value}\n" for key, value in header.items())
+    matrix = " ".join(f"{value:.9g}" for axis in (grid.right, grid.down, grid.up) for value in axis)
+    header = _metaimage(voxels, grid, matrix, grid.origin_mm, "LOCAL", keys)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text.encode() + voxels.astype("<i2").tobytes())
+    path.write_bytes(header + voxels.astype("<i2").tobytes())
 
 
 def write_mhd(folder: Path, name: str, voxels: np.ndarray, grid: Grid, flipped: bool) -> None:
@@ -125,11 +105,22 @@ def write_mhd(folder: Path, name: str, voxels: np.ndarray, grid: Grid, flipped: 
 
     ``flipped`` stores rows and columns backwards, with direction cosines of -1 that say so.
     """
-    assert voxels.dtype == np.int16
     assert not grid.is_oblique, "the downstream layouts use axial grids"
-    depth, height, width = voxels.shape
+    _, height, width = voxels.shape
     sign = -1 if flipped else 1
     first = grid.position((0, height - 1, width - 1)) if flipped else grid.origin_mm
+    header = _metaimage(voxels, grid, f"{sign} 0 0 0 {sign} 0 0 0 1", first, f"{name}.raw", {})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.mhd").write_bytes(header)
+    (folder / f"{name}.raw").write_bytes(voxels[:, ::sign, ::sign].astype("<i2").tobytes())
+
+
+def _metaimage(
+    voxels: np.ndarray, grid: Grid, matrix: str, offset: Vector, data: str, keys: Mapping[str, str]
+) -> bytes:
+    """Header of a MetaImage whose voxels lie in ``data``."""
+    assert voxels.dtype == np.int16
+    depth, height, width = voxels.shape
     dz, dy, dx = grid.spacing_mm
     header = {
         "ObjectType": "Image",
@@ -137,19 +128,17 @@ def write_mhd(folder: Path, name: str, voxels: np.ndarray, grid: Grid, flipped: 
         "BinaryData": "True",
         "BinaryDataByteOrderMSB": "False",
         "CompressedData": "False",
-        "TransformMatrix": f"{sign} 0 0 0 {sign} 0 0 0 1",
-        "Offset": " ".join(f"{value:.6f}" for value in first),
+        "TransformMatrix": matrix,
+        "Offset": " ".join(f"{value:.6f}" for value in offset),
         "CenterOfRotation": "0 0 0",
         "AnatomicalOrientation": "RAI",
         "ElementSpacing": f"{dx:g} {dy:g} {dz:g}",
         "DimSize": f"{width} {height} {depth}",
+        **keys,
         "ElementType": "MET_SHORT",
-        "ElementDataFile": f"{name}.raw",
+        "ElementDataFile": data,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    text = "".join(f"{key} = {value}\n" for key, value in header.items())
-    (folder / f"{name}.mhd").write_text(text)
-    (folder / f"{name}.raw").write_bytes(voxels[:, ::sign, ::sign].astype("<i2").tobytes())
+    return "".join(f"{key} = {value}\n" for key, value in header.items()).encode()
 
 
 def write_jpeg(path: Path, pixels: np.ndarray) -> None:

@@ -228,18 +228,20 @@ def write_ct_rate(
 
 
 def write_ct_rate_raw(data: Path, volume: np.ndarray, spacing_mm: tuple[float, ...]) -> None:
-    """Version 1 beside nothing: raw values, rescale and spacing in the metadata only."""
+    """Version 1 beside nothing: raw values in the scanner's order (columns to the left, rows to the
+    back) of ``volume`` in RAS; rescale, spacing and directions in the metadata only."""
     root = data / "dataset"
     for name, number in (("valid_1_a_1", 1), ("valid_2_a_1", 2)):
         path = root / "valid" / f"valid_{number}" / f"valid_{number}_a" / f"{name}.nii.gz"
-        write_nifti(path, volume + 1024, (1.0, 1.0, 1.0))
+        write_nifti(path, volume[::-1, ::-1] + 1024, (1.0, 1.0, 1.0))
     x, y, z = spacing_mm
+    where, axial = ["ImageOrientationPatient"], '"[1, 0, 0, 0, 1, 0]"'
     _csv(
         root / "metadata" / "validation_metadata.csv",
         [
-            ["VolumeName", "RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing"],
-            ["valid_1_a_1.nii.gz", "1", "-1024", f'"[{x}, {y}]"', f"{z}"],
-            ["valid_2_a_1.nii.gz", "1", "-1024", f'"[{x}, {y}]"', ""],
+            ["VolumeName", "RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing", *where],
+            ["valid_1_a_1.nii.gz", "1", "-1024", f'"[{x}, {y}]"', f"{z}", axial],
+            ["valid_2_a_1.nii.gz", "1", "-1024", f'"[{x}, {y}]"', "", axial],
         ],
     )
     _csv(

@@ -30,11 +30,13 @@ def test_cases_of_fixed_volumes(tmp_path: Path) -> None:
     one = next(case for case in found if case.image.name == "valid_1_a_2.nii.gz")
     assert one.text == "Pleural effusion. Case 1."  # "Not given." is no text
     assert one.labels["Pleural effusion"] == 1
-    assert one.rescale == (1.0, 0.0)
+    assert one.read is None  # as the file says
 
 
 def test_raw_and_fixed_files_give_the_same_volume(tmp_path: Path, contract: VolumeContract) -> None:
     volume, spacing_mm = chest_hu(), (9.0, 9.0, 14.0)
+    volume[: len(volume) // 3] += 90  # one side is not the other
+    volume[:, : volume.shape[1] // 3] += 60
     write_ct_rate_raw(tmp_path, volume, spacing_mm)
     ledger = Ledger("ct_rate_retrieval", "case")
     (raw,) = cases(tmp_path, ledger)
@@ -45,7 +47,9 @@ def test_raw_and_fixed_files_give_the_same_volume(tmp_path: Path, contract: Volu
     fixed = Case("case-fixed", "patient", tmp_path / "fixed.nii.gz")
     tensors = [read_case(case, contract, ledger) for case in (raw, fixed)]
     assert tensors[0] is not None
+    assert tensors[1] is not None
     assert np.array_equal(tensors[0], tensors[1])
+    assert not np.array_equal(tensors[1], tensors[1][:, ::-1, ::-1])
 
 
 def test_wrong_layout(tmp_path: Path) -> None:

@@ -71,8 +71,10 @@ def test_end_to_end_and_again_without_work(tmp_path: Path, checkpoint: Path) -> 
     assert record["sha256"] == result["selection"]["sha256"]
     assert record["chosen"]["step"] in (1, 2)
     assert (out / "selection.json").stat().st_mtime <= min(
-        file.stat().st_mtime for file in (out / "predictions").iterdir()
+        (out / "predictions" / f"{system}.csv").stat().st_mtime
+        for system in ("model", "prevalence", "random_encoder")
     )
+    assert set(record["chosen"]["thresholds"]) == {"covid", "severe"}  # chosen before, too
     assert result["test_openings"] == 1
     assert result["encoder_coverage"]["percent"] == 100.0
     assert result["peak_memory_mb"] > 50

@@ -8,7 +8,8 @@ from sklearn.metrics import brier_score_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from mg3d.finetuning import multiclass
-from mg3d.finetuning.multiclass import background, brier, by_patient
+from mg3d.finetuning.multiclass import background, by_patient
+from mg3d.metrics.classification import multiclass_brier
 from mg3d.params import Finetune
 
 ROWS = [
@@ -56,7 +57,7 @@ def test_brier_and_calibration_agree_with_the_libraries() -> None:
     label, raw = generator.integers(0, 3, 50), generator.random((50, 3))
     probability = raw / raw.sum(1, keepdims=True)
     theirs = brier_score_loss(label, probability, labels=[0, 1, 2], scale_by_half=False)
-    assert brier(label, probability) == pytest.approx(theirs)
+    assert multiclass_brier(label, probability) == pytest.approx(theirs)
     ece = multiclass_calibration_error(
         torch.tensor(probability), torch.tensor(label), num_classes=3, n_bins=15, norm="l1"
     )

@@ -57,7 +57,7 @@ class Metadata:
     slope: float
     intercept: float
     spacing_mm: tuple[float, float, float]
-    directions: tuple[float, ...]  # of rows and columns in LPS, six numbers
+    directions: tuple[float, ...] | None  # of rows and columns in LPS, six numbers
 
 
 def find_studies(source: CtRateVolumes, ledger: Ledger) -> list[Study]:
@@ -69,7 +69,7 @@ def find_studies(source: CtRateVolumes, ledger: Ledger) -> list[Study]:
     root = source.path
     if not any((root / folder).is_dir() for folder in (FIXED, RAW)):
         raise ValueError(f"neither {FIXED}/ nor {RAW}/ in {root}: CT-RATE has them in dataset/")
-    metadata = _rows(root / METADATA)
+    metadata = rows_by_volume(root / METADATA)
     no_chest = _names(root / NO_CHEST)
     seen: set[str] = set()
     scans: dict[str, list[tuple[int, str, Candidate]]] = defaultdict(list)
@@ -79,7 +79,7 @@ def find_studies(source: CtRateVolumes, ledger: Ledger) -> list[Study]:
             input_id = pseudonym("volume", f"{NAME}/{path.relative_to(root).as_posix()}")
             ledger.declare(input_id)
             row = metadata.get(name)
-            facts = _metadata(row)
+            facts = metadata_of(row)
             if not path.name.endswith(SUFFIX) or not GRAMMAR.fullmatch(name):
                 ledger.quarantine(input_id, Reason.STRAY_FILE, "not a volume's name")
             elif name in seen:
@@ -145,9 +145,11 @@ def read_raw(path: Path, metadata: Metadata) -> Volume:
 
 def _by_metadata(volume: np.ndarray, metadata: Metadata) -> tuple[np.ndarray, np.ndarray]:
     """``volume`` (columns, rows, slices) turned to the closest RAS, by the metadata's directions;
-    the place in space is lost, so the affine's is 0."""
+    the place in space is lost, so the affine's is 0. Raises Refused `missing_tag`."""
     import nibabel
 
+    if metadata.directions is None:
+        raise Refused(Reason.MISSING_TAG, "no directions in header or metadata")
     row, column = np.array(metadata.directions).reshape(2, 3)
     axes = np.stack([row, column, np.cross(row, column)], axis=1) * [[-1], [-1], [1]]  # LPS -> RAS
     affine = np.eye(4)
@@ -168,7 +170,7 @@ def _int16(volume: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(volume), limits.min, limits.max).astype(np.int16)
 
 
-def _metadata(row: dict[str, str] | None) -> Metadata | None:
+def metadata_of(row: dict[str, str] | None) -> Metadata | None:
     """Numbers of a row of the metadata; None if one that version 1 needs is missing."""
     if row is None:
         return None
@@ -177,18 +179,23 @@ def _metadata(row: dict[str, str] | None) -> Metadata | None:
         slope, intercept, z = (
             float(row[key]) for key in ("RescaleSlope", "RescaleIntercept", "ZSpacing")
         )
-        directions = tuple(float(n) for n in ast.literal_eval(row["ImageOrientationPatient"]))
     except (KeyError, ValueError, SyntaxError, TypeError):
         return None
     spacing_mm = (x, y, z)
-    if not np.isfinite([slope, intercept, *spacing_mm, *directions]).all():
+    if not np.isfinite([slope, intercept, *spacing_mm]).all() or min(spacing_mm) <= 0 or slope == 0:
         return None
-    if min(spacing_mm) <= 0 or slope == 0 or len(directions) != 6:
-        return None
-    return Metadata(slope, intercept, spacing_mm, directions)
+    return Metadata(slope, intercept, spacing_mm, _directions(row))
 
 
-def _rows(path: Path) -> dict[str, dict[str, str]]:
+def _directions(row: dict[str, str]) -> tuple[float, ...] | None:
+    try:
+        found = tuple(float(n) for n in ast.literal_eval(row["ImageOrientationPatient"]))
+    except (KeyError, ValueError, SyntaxError, TypeError):
+        return None
+    return found if len(found) == 6 and np.isfinite(found).all() else None
+
+
+def rows_by_volume(path: Path) -> dict[str, dict[str, str]]:
     """Rows of a table by volume name without suffix; none if the file is not there."""
     if not path.is_file():
         return {}

@@ -9,7 +9,7 @@ import pytest
 from data.converters import reasons
 from mg3d.data.conversion import convert_volumes
 from mg3d.data.reports import clean_reports
-from mg3d.data.sources.ct_rate import METADATA, _metadata, _rows, read_fixed, read_raw
+from mg3d.data.sources.ct_rate import METADATA, metadata_of, read_fixed, read_raw, rows_by_volume
 from mg3d.params import (
     CleanReports,
     ConvertVolumes,
@@ -56,7 +56,7 @@ def test_ct_rate(cohort: Path, tmp_path: Path) -> None:
 def test_both_versions_of_the_same_phantom_agree(cohort: Path) -> None:
     dataset = cohort / "ct_rate/dataset"
     name = "train_1/train_1_a/train_1_a_1.nii.gz"
-    metadata = _metadata(_rows(dataset / METADATA)["train_1_a_1"])
+    metadata = metadata_of(rows_by_volume(dataset / METADATA)["train_1_a_1"])
     assert metadata is not None
     fixed, affine = read_fixed(dataset / "train_fixed" / name, metadata)
     raw, raw_affine = read_raw(dataset / "train" / name, metadata)
