@@ -63,7 +63,8 @@ class WriteCohort(Section):
 
     seed: int = 0
     num_patients: int = Field(ge=4)
-    num_downstream_cases: int = Field(ge=8, description="cases of each downstream data set")
+    num_segmentation_cases: int = Field(ge=8, description="cases of a data set with masks")
+    num_labelled_cases: int = Field(ge=8, description="cases of one with labels or reports")
     num_retrieval_cases: int = Field(60, ge=8, description="scans in the gallery of CT-RATE")
     num_ct_rate_scans: int = Field(24, ge=0, description="good ones for pre-training; 0: none")
     num_ctrg_studies: int = Field(16, ge=0, description="good ones for pre-training; 0: none")

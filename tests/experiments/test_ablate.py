@@ -32,7 +32,7 @@ def test_the_rungs_add_one_term_each_with_the_files_weight() -> None:
         "+CML": base | {"sfr": 0.1, "cml": 0.1},
         "+SSM": base | {"sfr": 0.1, "cml": 0.1, "ssm": 0.1},
         "+DFA": base | {"sfr": 0.1, "cml": 0.1, "ssm": 0.1, "dfa": 0.1},
-        "+ITC (ours)": base | {"sfr": 0.1, "cml": 0.1, "ssm": 0.1, "dfa": 0.1, "itc": 1.0},
+        "+ITC (ours)": base | {"sfr": 0.1, "cml": 0.1, "ssm": 0.1, "dfa": 0.1, "itc": 10.0},
     }
     assert list(found) == ["MIM+MLM", "+SFR", "+CML", "+SSM", "+DFA", "+ITC (ours)"]
 

@@ -10,7 +10,8 @@ from mg3d.phantom.cohort import write_cohort
 TINY = WriteCohort(
     seed=3,
     num_patients=6,
-    num_downstream_cases=10,
+    num_segmentation_cases=10,
+    num_labelled_cases=10,
     num_retrieval_cases=18,
     num_ct_rate_scans=3,
     num_ctrg_studies=4,

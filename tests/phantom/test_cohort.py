@@ -42,7 +42,8 @@ def test_bytes_depend_neither_on_workers_nor_on_simd(
 
 SMALL = WriteCohort(
     num_patients=4,
-    num_downstream_cases=8,
+    num_segmentation_cases=8,
+    num_labelled_cases=8,
     num_retrieval_cases=8,
     num_ct_rate_scans=1,
     num_ctrg_studies=1,

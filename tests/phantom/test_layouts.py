@@ -49,7 +49,7 @@ def test_pacs(cohort: Path, tiny: WriteCohort) -> None:
 
 
 def test_some_patients_were_examined_more_than_once() -> None:
-    params = WriteCohort(num_patients=200, num_downstream_cases=8)
+    params = WriteCohort(num_patients=200, num_segmentation_cases=8, num_labelled_cases=8)
     counts = Counter(num_studies(params, n) for n in range(200))
     assert set(counts) == {1, 2, 3}
     assert 0.8 < counts[1] / 200 < 0.95
@@ -85,7 +85,7 @@ def test_stoic2021(cohort: Path, tiny: WriteCohort) -> None:
     files = {path.stem: path for path in (root / "data" / "mha").glob("*.mha")}
     assert {row["PatientID"] for row in rows} == set(files)
     states = Counter((row["probCOVID"], row["probSevere"]) for row in rows)
-    assert len(rows) == tiny.num_downstream_cases + 1
+    assert len(rows) == tiny.num_labelled_cases + 1
     assert states[("0", "1")] == 1  # invalid
     assert states[("1", "1")] >= 2
     assert states[("1", "0")] >= 2
@@ -107,8 +107,8 @@ def test_cc_ccii(cohort: Path, tiny: WriteCohort) -> None:
     root = cohort / "downstream" / "cc_ccii"
     rows = table(root / "unzip_filenames.csv")
     assert list(rows[0]) == ["zip_file", "label", "patient_id", "scan_id", "n_slice"]
-    assert len({row["patient_id"] for row in rows}) == tiny.num_downstream_cases + 1
-    assert len(rows) > tiny.num_downstream_cases + 1  # some patients have two scans
+    assert len({row["patient_id"] for row in rows}) == tiny.num_labelled_cases + 1
+    assert len(rows) > tiny.num_labelled_cases + 1  # some patients have two scans
     suffixes: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         folder = root / row["label"] / row["patient_id"] / row["scan_id"]
@@ -124,8 +124,8 @@ def test_cc_ccii(cohort: Path, tiny: WriteCohort) -> None:
 def test_ct_rate_diagnosis(cohort: Path, tiny: WriteCohort) -> None:
     root = cohort / "downstream" / "ct_rate_diagnosis" / "dataset"
     for part, count in (
-        ("train", tiny.num_downstream_cases),
-        ("valid", tiny.num_downstream_cases // 2 + 1),
+        ("train", tiny.num_labelled_cases),
+        ("valid", tiny.num_labelled_cases // 2 + 1),
     ):
         rows = table(root / "multi_abnormality_labels" / f"{part}_predicted_labels.csv")
         assert len(rows[0]) == 1 + 18
@@ -139,7 +139,7 @@ def test_ct_rate_diagnosis(cohort: Path, tiny: WriteCohort) -> None:
 def test_luna16(cohort: Path, tiny: WriteCohort) -> None:
     root = cohort / "downstream" / "luna16"
     files = {path.stem: path for path in root.glob("subset*/*.mhd")}
-    assert len(files) == tiny.num_downstream_cases
+    assert len(files) == tiny.num_labelled_cases
     assert {path.parent.name for path in files.values()} == {f"subset{n}" for n in range(10)}
     nodules, candidates = table(root / "annotations.csv"), table(root / "candidates_V2.csv")
     excluded = table(root / "evaluationScript/annotations/annotations_excluded.csv")
@@ -157,7 +157,9 @@ def test_luna16(cohort: Path, tiny: WriteCohort) -> None:
 
 
 def test_luna16_nodules_are_where_the_table_says(tmp_path: Path) -> None:
-    params = WriteCohort(num_patients=4, num_downstream_cases=10, shape_voxels=(48, 96, 96))
+    params = WriteCohort(
+        num_patients=4, num_segmentation_cases=8, num_labelled_cases=10, shape_voxels=(48, 96, 96)
+    )
     rows = [row for index in range(4) for row in luna16.write_case(tmp_path, params, index)]
     nodules = [row for row in rows if row["kind"] == "annotation"]
     assert len({row["seriesuid"] for row in nodules}) == 4  # one is flipped, one has thick slices
@@ -170,7 +172,9 @@ def test_luna16_nodules_are_where_the_table_says(tmp_path: Path) -> None:
 
 def test_stoic_signal_is_in_the_lungs(tmp_path: Path) -> None:
     """The share of hazy voxels grows from negative to mild to severe."""
-    params = WriteCohort(num_patients=4, num_downstream_cases=20, shape_voxels=(40, 80, 80))
+    params = WriteCohort(
+        num_patients=4, num_segmentation_cases=8, num_labelled_cases=20, shape_voxels=(40, 80, 80)
+    )
     root, rows = tmp_path, []
     for index in range(2, 20):  # the first two have odd grids
         rows += stoic2021.write_case(root, params, index)
@@ -190,7 +194,7 @@ def test_covid19_20(cohort: Path, tiny: WriteCohort) -> None:
     root = cohort / "downstream" / "covid19_20"
     images = {p.name.removesuffix("_ct.nii.gz"): p for p in (root / "Train").glob("*_ct.nii.gz")}
     masks = {p.name.removesuffix("_seg.nii.gz"): p for p in (root / "Train").glob("*_seg.nii.gz")}
-    assert len(images) == tiny.num_downstream_cases
+    assert len(images) == tiny.num_segmentation_cases
     assert set(images) < set(masks)
     assert len(set(masks) - set(images)) == 1
     assert sum(stem.endswith("_1") for stem in images) == 1
@@ -277,7 +281,7 @@ def test_ct_rate_labels_follow_the_reports(cohort: Path) -> None:
 def test_ctrg_report(cohort: Path, tiny: WriteCohort) -> None:
     root = cohort / "downstream" / "ctrg_report"
     entries = json.loads((root / "chest_ctrg_jpg.json").read_text())
-    assert len(entries) == tiny.num_downstream_cases
+    assert len(entries) == tiny.num_labelled_cases
     assert all(set(entry) == {"image_path", "report", "result"} for entry in entries)
     for entry in entries:
         slices = sorted((root / entry["image_path"]).iterdir(), key=lambda path: int(path.stem))
@@ -321,7 +325,9 @@ def test_patients_are_disjoint_between_data_sets(cohort: Path) -> None:
 
 def test_series_vary(tmp_path: Path) -> None:
     """Over many studies: matrices, tilts, slice orders, storages, kernels, file name endings."""
-    params = WriteCohort(num_patients=40, num_downstream_cases=8, shape_voxels=(16, 20, 20))
+    params = WriteCohort(
+        num_patients=40, num_segmentation_cases=8, num_labelled_cases=8, shape_voxels=(16, 20, 20)
+    )
     for index in range(40):
         pacs.write_case(tmp_path, params, index)
     seen: dict[str, Counter[str]] = defaultdict(Counter)
@@ -351,7 +357,7 @@ def test_msd_lung(cohort: Path, tiny: WriteCohort) -> None:
     root = cohort / "downstream" / "msd_lung" / "Task06_Lung"
     index = json.loads((root / "dataset.json").read_text())
     assert index["labels"] == {"0": "background", "1": "cancer"}
-    assert index["numTraining"] == len(index["training"]) == tiny.num_downstream_cases
+    assert index["numTraining"] == len(index["training"]) == tiny.num_segmentation_cases
     assert index["numTest"] == len(index["test"]) == 2
     assert all(path.startswith("./imagesTs/lung_") for path in index["test"])
     names = [path.name for path in (root / "imagesTr").glob("*.nii.gz")]
@@ -380,7 +386,7 @@ def test_msd_lung(cohort: Path, tiny: WriteCohort) -> None:
 def test_acdc(cohort: Path, tiny: WriteCohort) -> None:
     root = cohort / "downstream" / "acdc" / "database"
     folders = sorted(root.glob("*/patient*"))
-    assert len(folders) == tiny.num_downstream_cases // 2
+    assert len(folders) == tiny.num_segmentation_cases // 2
     names = [f"{folder.parent.name} {folder.name}" for folder in folders]
     assert names[0] == "testing patient101"
     assert "training patient001" in names

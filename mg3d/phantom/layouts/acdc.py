@@ -19,7 +19,7 @@ TEST_EVERY = 3  # as officially, a third of the patients is for testing
 
 def count(params: WriteCohort) -> int:
     """Patients; each is two cases."""
-    return params.num_downstream_cases // 2
+    return params.num_segmentation_cases // 2
 
 
 def patient_folder(index: int) -> str:

@@ -31,7 +31,7 @@ METADATA_COLUMNS = (
 
 
 def count(params: WriteCohort) -> int:
-    return params.num_downstream_cases + 1
+    return params.num_labelled_cases + 1
 
 
 def findings_of(label: str, draws: Draws) -> list[Finding]:
@@ -48,7 +48,7 @@ def write_case(root: Path, params: WriteCohort, index: int) -> list[Row]:
     patient = Draws(params.seed, NAME, index)
     label, number = CLASSES[index % 3], str(1000 + 3 * index)
     scan_ids = [str(2000 + 7 * index + n) for n in range(2 if index % 6 == 4 else 1)]
-    if index == params.num_downstream_cases:
+    if index == params.num_labelled_cases:
         label, number, scan_ids = KNOWN_BAD[0], KNOWN_BAD[1], [KNOWN_BAD[2]]
     findings = [
         finding

@@ -24,7 +24,7 @@ SUFFIXED, EMPTY = 2, 3  # indices of the case with a series suffix and of the ca
 
 
 def count(params: WriteCohort) -> int:
-    return params.num_downstream_cases + 1 + NUM_VALIDATION
+    return params.num_segmentation_cases + 1 + NUM_VALIDATION
 
 
 def case_stem(params: WriteCohort, index: int) -> str:
@@ -60,8 +60,8 @@ def write_case(root: Path, params: WriteCohort, index: int) -> list[Row]:
     scan = acquire(case.anatomy, case.findings, grid, case.draws, draws.choice(("soft", "sharp")))
     orientation = "RAS" if index % 2 else "LAS"
     stem = case_stem(params, index)
-    is_orphan = index == params.num_downstream_cases
-    folder = root / ("Validation" if index > params.num_downstream_cases else "Train")
+    is_orphan = index == params.num_segmentation_cases
+    folder = root / ("Validation" if index > params.num_segmentation_cases else "Train")
     if not is_orphan:
         write_nifti_gz(folder / f"{stem}_ct.nii.gz", scan.hu, grid, orientation)
     if folder.name == "Train":

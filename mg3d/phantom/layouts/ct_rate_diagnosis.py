@@ -28,11 +28,11 @@ TABLES = {"train": "train", "valid": "validation"}
 
 
 def count(params: WriteCohort) -> int:
-    return params.num_downstream_cases * 3 // 2 + 1
+    return params.num_labelled_cases * 3 // 2 + 1
 
 
 def write_case(root: Path, params: WriteCohort, index: int) -> list[Row]:
-    num_train = params.num_downstream_cases
+    num_train = params.num_labelled_cases
     part = "train" if index < num_train else "valid"
     number = index + 1 if part == "train" else index - num_train + 1
     is_no_chest = index == count(params) - 1

@@ -37,7 +37,7 @@ RARE_SENTENCE = "The chest shows no dextrocardia."
 
 
 def count(params: WriteCohort) -> int:
-    return params.num_downstream_cases
+    return params.num_labelled_cases
 
 
 def write_case(root: Path, params: WriteCohort, index: int) -> list[Row]:

@@ -28,7 +28,7 @@ ALL_LOBES = tuple((side, lobe) for side, lobes in LOBES.items() for lobe in lobe
 
 
 def count(params: WriteCohort) -> int:
-    return params.num_downstream_cases
+    return params.num_labelled_cases
 
 
 def write_case(root: Path, params: WriteCohort, index: int) -> list[Row]:

@@ -25,7 +25,7 @@ COMPANION = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "  # AppleDouble, 
 
 
 def count(params: WriteCohort) -> int:
-    return params.num_downstream_cases + NUM_TEST
+    return params.num_segmentation_cases + NUM_TEST
 
 
 def case_name(params: WriteCohort, index: int) -> str:
@@ -56,7 +56,7 @@ def write_case(root: Path, params: WriteCohort, index: int) -> list[Row]:
     name = case_name(params, index)
     folder = root / "Task06_Lung"
     orientation = ("LAS", "RAS")[index % 2]
-    if index >= params.num_downstream_cases:
+    if index >= params.num_segmentation_cases:
         write_nifti_gz(folder / "imagesTs" / f"{name}.nii.gz", scan.hu, grid, orientation)
         return [{"image": f"./imagesTs/{name}.nii.gz"}]
     write_nifti_gz(folder / "imagesTr" / f"{name}.nii.gz", scan.hu, grid, orientation)

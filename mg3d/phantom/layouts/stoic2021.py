@@ -27,7 +27,7 @@ STATES = ((0, 0), (1, 0), (1, 1), (0, 0), (1, 0), (0, 0), (1, 1), (0, 0), (1, 0)
 
 
 def count(params: WriteCohort) -> int:
-    return params.num_downstream_cases + 1
+    return params.num_labelled_cases + 1
 
 
 def patient_number(params: WriteCohort, index: int) -> int:
@@ -37,9 +37,9 @@ def patient_number(params: WriteCohort, index: int) -> int:
 
 def state(params: WriteCohort, index: int) -> tuple[int, int]:
     """(probCOVID, probSevere) of a case."""
-    if index == params.num_downstream_cases:
+    if index == params.num_labelled_cases:
         return (0, 1)
-    states = [STATES[n % len(STATES)] for n in range(params.num_downstream_cases)]
+    states = [STATES[n % len(STATES)] for n in range(params.num_labelled_cases)]
     return Draws(params.seed, NAME, "states").shuffled(states)[index]
 
 

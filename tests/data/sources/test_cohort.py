@@ -27,7 +27,8 @@ STAGE = ConvertVolumes(num_workers=1, min_lung_mm=60.0)
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cohort") / "data"
-    sizes = {"num_patients": 4, "num_downstream_cases": 8, "num_retrieval_cases": 8}
+    sizes = {"num_patients": 4, "num_segmentation_cases": 8, "num_labelled_cases": 8}
+    sizes |= {"num_retrieval_cases": 8}
     public = {"num_ct_rate_scans": 3, "num_ctrg_studies": 4, "shape_voxels": (16, 32, 32)}
     write_cohort(out, WriteCohort(**sizes, **public, num_workers=1))
     return out
