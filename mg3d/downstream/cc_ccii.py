@@ -13,7 +13,8 @@ from pathlib import Path
 from mg3d.data.identity import pseudonym
 from mg3d.data.slices import find_slices
 from mg3d.finetuning import multiclass
-from mg3d.finetuning.task import Case, DownstreamTask, split_cases
+from mg3d.finetuning.splits import split_cases
+from mg3d.finetuning.task import Case, DownstreamTask
 from mg3d.ledger import Ledger, Reason
 
 FOLDERS = {"Normal": "Normal", "CP": "CP", "NCP": "NCP", "COVID19": "NCP"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mg3d.downstream import DOWNSTREAM
-from mg3d.downstream.acdc import cases, read_info, validation_patients
+from mg3d.downstream.acdc import cases, read_info
 from mg3d.finetuning.task import evaluate, score, split_cases
 from mg3d.ledger import Ledger, Reason
 from mg3d.params import Acdc

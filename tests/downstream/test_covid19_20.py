@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mg3d.downstream import DOWNSTREAM
-from mg3d.downstream.covid19_20 import cases, first_fold
+from mg3d.downstream.covid19_20 import cases
 from mg3d.finetuning.task import evaluate, score
 from mg3d.ledger import Ledger, Reason
 from mg3d.params import Covid1920
