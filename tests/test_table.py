@@ -105,7 +105,7 @@ def test_markdown_csv_and_a_page_that_needs_no_network(run: Path) -> None:
     assert (run / "results.md").read_text() == text + "\n"
     lines = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
     assert lines[2][:4] == ["stoic2021", "scratch", "3", "severe_auroc"]
-    assert lines[2][8:] == ["-", "-", "60", "2"]
+    assert lines[2][8:] == ["-", "-", "60", "2", "-"]
     assert re.fullmatch(r"\+0\.\d{3} \(-?0\.\d{3} to 0\.\d{3}\)", lines[3][8])
     (first, second) = csv.DictReader((run / "results.csv").read_text().splitlines())
     assert first["difference"] == ""

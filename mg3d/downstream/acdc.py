@@ -13,6 +13,7 @@ import numpy as np
 from mg3d.data.identity import pseudonym
 from mg3d.finetuning.mask_scores import Classes
 from mg3d.finetuning.segmentation import Segmentation
+from mg3d.finetuning.split_files import Listed
 from mg3d.finetuning.splits import nnunet_folds
 from mg3d.finetuning.task import Case, DownstreamTask
 from mg3d.ledger import Ledger, Reason
@@ -114,4 +115,5 @@ TASK = DownstreamTask(
     citation="Bernard et al., Deep Learning Techniques for Automatic MRI Cardiac Multi-Structures "
     "Segmentation and Diagnosis: Is the Problem Solved?, IEEE TMI 37(11), 2018",
     licence="CC BY-NC-SA 4.0",
+    listed=Listed("patient", lambda case: case.image.parent.name),
 )

@@ -34,7 +34,7 @@ def cases(data: Path, ledger: Ledger) -> list[Case]:
         raise ValueError(f"no folder {train}: COVID-19-20 ships Train and Validation")
     images = _by_stem(train, _IMAGE)
     masks = _by_stem(train, _MASK)
-    folds = blocks(images.keys() & masks.keys())
+    folds = blocks(stem for stem in images if stem in masks and not stem.startswith("._"))
     found = []
     for stem in sorted(images.keys() | masks.keys()):
         case_id = pseudonym("case", stem)

@@ -123,7 +123,7 @@ def split_sha256(split: Split) -> str:
 
 
 def nnunet_folds(folder: Path) -> dict[str, tuple[str, int | None]] | None:
-    """nnU-Net's ``splits_final.json``: a list of folds, each ``{"train": [names], "val": [names]}``.
+    """nnU-Net's ``splits_final.json``, a list of folds ``{"train": [names], "val": [names]}``.
 
     By name (of a file, without ending: ``lung_001``, ``patient001_frame01``): ``train`` or ``val``
     in the first fold, and the number of the fold that it validates; no number where the list is no

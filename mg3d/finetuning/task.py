@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mg3d import fingerprint, paths
 from mg3d.finetuning.cases import Case, Split
+from mg3d.finetuning.leaks import refuse_leaks
 from mg3d.finetuning.selection import ClosedSplit, Selection, count_openings, selecting
+from mg3d.finetuning.split_files import Listed, as_listed, split_file
 from mg3d.finetuning.splits import SPLIT_SEED, split_cases, split_sha256
 from mg3d.ledger import Ledger
 from mg3d.metrics.bootstrap import Estimate
@@ -77,7 +79,8 @@ class DownstreamTask:
     ``version`` rises whenever anything changes a number. ``cases(data, ledger)`` reads the official
     layout, declares every input to the ledger and quarantines the bad ones; it settles nothing
     else. ``headline`` names the metric that heads the task; where it is unavailable the next one
-    does, and the result says why.
+    does, and the result says why. ``listed`` says how its split file names a case; None: it needs
+    no such file.
     """
 
     name: str
@@ -87,6 +90,7 @@ class DownstreamTask:
     headline: tuple[str, ...]
     citation: str
     licence: str
+    listed: Listed | None = None
 
 
 def data_digest(data: Path) -> str:
@@ -126,6 +130,7 @@ def evaluate(
         "params": params.model_dump(mode="json"),
         "checkpoint": fingerprint.file_sha256(checkpoint / paths.WEIGHTS),
         "data": data_digest(data),
+        "split": _digest_of_split(task.name, params),
         "code": fingerprint.code((*_CODE, f"downstream/{task.name}.py")),
         "libraries": fingerprint.libraries(_LIBRARIES),
     }
@@ -147,16 +152,22 @@ def evaluate(
             f"no usable case for {task.name} under {data}: {_reasons(ledger)}; "
             "is it the official layout?"
         )
+    if params.split == "file":
+        cases = as_listed(task.name, cases, task.listed, ledger)
     split = split_cases(
         cases,
         seed=SPLIT_SEED,
         validation_fraction=params.validation_fraction,
         test_fraction=params.test_fraction,
+        fold=params.fold,
     )
+    guarded = refuse_leaks(task.name, split, texts=task.kind.NAME == "report_generation")
     predictions = out / paths.PREDICTIONS
     shutil.rmtree(predictions, ignore_errors=True)
     predictions.mkdir(parents=True)
     of = {"task": task.name, "mode": params.mode, "seed": params.seed}
+    if params.fold is not None:
+        of["fold"] = params.fold
     selection = Selection(out / paths.SELECTION, of)
     if params.mode == "zero_shot":  # trains nothing: the checkpoint is the choice
         selection.choose(weights_sha256=inputs["checkpoint"])
@@ -179,10 +190,13 @@ def evaluate(
         "kind": task.kind.NAME,
         "mode": params.mode,
         "seed": params.seed,
+        "split": params.split,
+        "fold": params.fold,
         **summarise(task.headline, scores),
         "cases": {name: len(part) for name, part in split.items()},
         "ledger": ledger.summary(),
         "split_sha256": split_sha256(split),
+        "leak_guard": guarded,
         "test_sha256": test_sha256,
         "selection": {**selection.chosen, "sha256": selection.sha256},
         "test_openings": count_openings(
@@ -207,6 +221,14 @@ def evaluate(
     with paths.atomic_write(result_file) as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _digest_of_split(task: str, params: Finetune) -> str:
+    """Of the split file where one is read; ``as_listed`` says what is wrong where it is absent."""
+    file = split_file(task)
+    if params.split == "rule" or not file.is_file():
+        return params.split
+    return fingerprint.file_sha256(file)
 
 
 def score(task: DownstreamTask, out: Path, params: Finetune) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mg3d.downstream import DOWNSTREAM
-from mg3d.downstream.acdc import cases, read_info
+from mg3d.downstream.acdc import cases, patient_folds, read_info
 from mg3d.finetuning.task import evaluate, score, split_cases
 from mg3d.ledger import Ledger, Reason
 from mg3d.params import Acdc
@@ -72,13 +72,15 @@ def test_both_frames_are_on_the_same_side_and_testing_is_test(tmp_path: Path) ->
     assert {c.image.name[:10] for c in found if c.split == "test"} == {"patient101"}
 
 
-def test_validation_is_nnunets_first_fold() -> None:
+def test_folds_are_nnunets() -> None:
     """By its rule, written out: unique patients, RandomState(1234), every fifth."""
     names = [f"patient{number:03d}" for number in range(1, 101)]
-    places = np.random.RandomState(1234).permutation(100)[::5]
-    chosen = validation_patients(names[::-1] + names)
-    assert chosen == {names[place] for place in places}
-    assert len(chosen) == 20
+    places = np.random.RandomState(1234).permutation(100)
+    folds = patient_folds(names[::-1] + names)
+    for fold in range(5):
+        chosen = {name for name, number in folds.items() if number == fold}
+        assert chosen == {names[place] for place in places[fold::5]}
+        assert len(chosen) == 20
 
 
 def test_the_references_split_by_frames_fails_the_guard(tmp_path: Path) -> None:
