@@ -68,9 +68,7 @@ def test_the_published_split_and_copies_of_a_study_fail_the_guard(tmp_path: Path
     split = {
         part: [c for c in found if c.split == part] for part in ("train", "validation", "test")
     }
-    with pytest.raises(
-        ValueError, match=r"validation/910.nii.gz .* and test/910.nii.gz .* one pat"
-    ):
+    with pytest.raises(ValueError, match=r"val/910.nii.gz .* and test/910.nii.gz .* one pat"):
         refuse_leaks("ctrg_report", split, texts=True)
     split["validation"] = []
     assert refuse_leaks("ctrg_report", split, texts=True)["shared_texts"] == 0
