@@ -25,7 +25,7 @@ from mg3d import paths
 from mg3d.downstream import DOWNSTREAM
 from mg3d.finetuning.images import packed_cases
 from mg3d.finetuning.selection import Selection, selecting
-from mg3d.finetuning.task import SPLIT_SEED, split_cases
+from mg3d.finetuning.splits import SPLIT_SEED, split_cases
 from mg3d.ledger import Ledger
 from mg3d.params import load_params
 from mg3d.training.checkpoint import load_encoder

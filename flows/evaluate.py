@@ -1,4 +1,4 @@
-"""Fan out the downstream tasks, their modes and seeds: all finish, then fail loudly."""
+"""Fan out the downstream tasks, their modes, seeds and folds: all finish, then fail loudly."""
 
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from mg3d.params import Cell, load_params
 @task(task_run_name="{cell}", cache_policy=NO_CACHE)
 def evaluate_one(cell: Cell, checkpoint: Path, params: Path) -> Path:
     """One cell in its own process: its own seed, device, memory limit and crash."""
-    flags = ("--task", cell.task, "--mode", cell.mode, "--seed", str(cell.seed))
+    flags: tuple[str, ...] = ("--task", cell.task, "--mode", cell.mode, "--seed", str(cell.seed))
+    if cell.fold is not None:
+        flags += ("--fold", str(cell.fold))
     out = paths.cell_folder(checkpoint.parent.parent, *cell)
     return Path(
         child.mg3d(
@@ -33,7 +35,7 @@ def evaluate(
 
     Args:
         checkpoint: A checkpoint's folder; results go to the folder of its run.
-        params: A complete params file; its section `evaluate` says which modes and seeds.
+        params: A complete params file; its section `evaluate` says which modes, seeds and folds.
         tasks: Names under `downstream` in the params file; all of them when left out.
     """
     tree = load_params(params)

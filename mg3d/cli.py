@@ -182,12 +182,15 @@ def evaluate(
     out: Out,
     mode: Annotated[str | None, typer.Option("--mode", help="Instead of the task's own.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Instead of the task's own.")] = None,
+    fold: Annotated[int | None, typer.Option("--fold", help="Instead of the task's own.")] = None,
     params: ParamsFile = paths.PARAMS,
 ) -> None:
     """One downstream task: predictions, then scores, then figures; prints the result file last."""
     tree = load_params(params)
     section = tree.downstream.task(task)
-    cell = Cell(task, section.mode, section.seed if seed is None else seed)
+    cell = Cell(task, section.mode, section.seed if seed is None else seed, section.fold)
+    if fold is not None:
+        cell = cell._replace(fold=fold)
     if mode is not None:
         if mode not in section.MODES:
             raise ValueError(f"{task} has no mode {mode}: use {', '.join(section.MODES)}")
@@ -214,6 +217,25 @@ def evaluate(
         tracked.log_folder(out / paths.FIGURES)
         tracked.log_file(out / paths.SELECTION)
     print(out / paths.RESULT)
+
+
+@app.command("write_split")
+def write_split(
+    task: Annotated[str, typer.Argument(help="A name under `downstream` in params.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A CSV file; not the task's own split file.")
+    ] = None,
+    params: ParamsFile = paths.PARAMS,
+) -> None:
+    """The split file of a downstream task, from its data set; prints the file last."""
+    load_params(params).downstream.task(task)
+    from mg3d.downstream import DOWNSTREAM
+    from mg3d.finetuning import split_files
+    from mg3d.ledger import Ledger
+
+    found = DOWNSTREAM[task].cases(paths.task_data(task), Ledger(task, "case"))
+    file = out or split_files.split_file(task)
+    print(split_files.write_split(task, found, DOWNSTREAM[task].listed, file))
 
 
 @app.command("register")

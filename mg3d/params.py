@@ -458,6 +458,8 @@ class Finetune(Section):
 
     #: Those that `evaluate.modes` may ask of it.
     MODES: ClassVar[tuple[Mode, ...]] = ("scratch", "finetune", "frozen")
+    #: Of its cross-validation; `evaluate.folds` beyond are left out.
+    NUM_FOLDS: ClassVar[int] = 5
 
     mode: Mode = "frozen"
     seed: int = 0
@@ -469,11 +471,17 @@ class Finetune(Section):
     test_fraction: Fraction = Field(
         0.2, gt=0, lt=1, description="of the patients; an official test set is kept instead"
     )
+    split: Literal["rule", "file"] = Field(
+        "rule", description="the data set's own or a hash; or the list in mg3d/downstream/splits"
+    )
+    fold: int | None = Field(None, ge=0, description="of a cross-validation; null: the one split")
     num_threads: int = Field(1, ge=1)
     num_bootstrap: int = Field(1000, ge=100)
 
     @model_validator(mode="after")
     def _check(self) -> "Finetune":
+        if self.fold is not None and self.fold >= self.NUM_FOLDS:
+            raise ValueError(f"fold {self.fold}: there are {self.NUM_FOLDS}, 0 is the first")
         if self.validation_fraction + self.test_fraction >= 0.9:
             raise ValueError("validation_fraction + test_fraction leave under 10 % for training")
         return self
@@ -584,6 +592,8 @@ class CandidateFinetune(Finetune):
 class Luna16(CandidateFinetune):
     """Is the candidate a nodule? (spec/downstream 6). The subsets decide the split."""
 
+    NUM_FOLDS = 10
+
 
 class CtRateDiagnosis(Finetune):
     """18 findings (spec/downstream 2)."""
@@ -613,14 +623,15 @@ class Downstream(Section):
 
 
 class Cell(NamedTuple):
-    """One evaluation: a downstream task in one mode with one seed of training."""
+    """One evaluation: a downstream task in one mode with one seed of training, in one fold."""
 
     task: str
     mode: Mode
     seed: int
+    fold: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.task}/{self.mode}-seed{self.seed}"
+        return f"{self.task}/{paths.cell_name(self.mode, self.seed, self.fold)}"
 
 
 class Evaluate(Section):
@@ -632,6 +643,7 @@ class Evaluate(Section):
 
     modes: tuple[Mode, ...] = Field((), description="of each task; empty: the task's own mode")
     seeds: tuple[int, ...] = Field((), description="of each task; empty: the task's own seed")
+    folds: tuple[int, ...] = Field((), description="of each task; empty: the task's own fold")
     num_parallel: int = Field(2, ge=1, description="cells at once, a process each")
     max_memory_gb: float | None = Field(None, gt=0, description="of a cell; null: no limit")
 
@@ -642,6 +654,7 @@ class Evaluate(Section):
                 f"modes {list(self.modes)} has a mode twice: each is a cell of its own"
             )
         _check_distinct("seeds", self.seeds)
+        _check_distinct("folds", self.folds)
         return self
 
 
@@ -754,19 +767,23 @@ class Params(Section):
         return names
 
     def cells(self, chosen: Sequence[str] | None = None) -> list[Cell]:
-        """Of `downstream_tasks`, in every mode of `evaluate` that a task knows, with every seed."""
+        """Of `downstream_tasks`, in every mode and fold of `evaluate` that a task knows, with every
+        seed."""
         found = []
         for name in self.downstream_tasks(chosen):
             section = self.downstream.task(name)
             modes = [mode for mode in self.evaluate.modes if mode in section.MODES]
+            folds = [fold for fold in self.evaluate.folds if fold < section.NUM_FOLDS]
             for mode in modes or [section.mode]:
-                found += [Cell(name, mode, seed) for seed in self.evaluate.seeds or [section.seed]]
+                for seed in self.evaluate.seeds or [section.seed]:
+                    found += [Cell(name, mode, seed, fold) for fold in folds or [section.fold]]
         return found
 
     def of_cell(self, cell: Cell) -> "Params":
-        """These params, with the cell's mode and seed in its task's section."""
+        """These params, with the cell's mode, seed and fold in its task's section."""
         section = self.downstream.task(cell.task)
-        section = section.model_copy(update={"mode": cell.mode, "seed": cell.seed})
+        own = {"mode": cell.mode, "seed": cell.seed, "fold": cell.fold}
+        section = section.model_copy(update=own)
         downstream = self.downstream.model_copy(update={cell.task: section})
         return self.model_copy(update={"downstream": downstream})
 

@@ -58,9 +58,14 @@ def task_data(task: str, data: Path = DATA) -> Path:
     return data / "downstream" / task
 
 
-def cell_folder(run: Path, task: str, mode: str, seed: int) -> Path:
-    """Folder of one evaluation of a run: a downstream task in one mode with one seed."""
-    return run / EVALUATE / task / f"{mode}-seed{seed}"
+def cell_folder(run: Path, task: str, mode: str, seed: int, fold: int | None = None) -> Path:
+    """Folder of one evaluation of a run: a task in one mode, with one seed, in a fold if any."""
+    return run / EVALUATE / task / cell_name(mode, seed, fold)
+
+
+def cell_name(mode: str, seed: int, fold: int | None = None) -> str:
+    """``frozen-seed0``; with a fold ``frozen-seed0-fold3``."""
+    return f"{mode}-seed{seed}" + ("" if fold is None else f"-fold{fold}")
 
 
 @contextmanager

@@ -2,14 +2,17 @@
 
 import json
 import math
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mg3d import paths
 from mg3d.downstream import DOWNSTREAM
 from mg3d.finetuning import task as finetuning
+from mg3d.finetuning.pooling import pool
 from mg3d.finetuning.task import Scores
+from mg3d.metrics.bootstrap import Estimate, mean_of
 from mg3d.params import Downstream, Finetune
 
 SCORED = ("headline", "metrics", "nulls", "unavailable", "counts")
@@ -38,6 +41,32 @@ def samples_of(folder: Path, result: dict[str, Any]) -> Scores:
     """The cell's metrics as functions of its test cases, without intervals of their own."""
     params = params_of(result).model_copy(update={"num_bootstrap": 1})
     return DOWNSTREAM[result["task"]].kind.score(folder / paths.PREDICTIONS, params)
+
+
+def samples_of_folds(cells: Mapping[Path, dict[str, Any]]) -> Scores:
+    """As `samples_of`, for all folds of one mode and seed.
+
+    Folds that test different patients are pooled: one set of predictions, in which each patient
+    stands once. Folds that validate, and test the same patients (ACDC), are models of one test set:
+    each metric is the mean over them. Raises ValueError where the test sets overlap in part.
+    """
+    if len(cells) == 1:
+        return samples_of(*next(iter(cells.items())))
+    if len({result.get("test_sha256") for result in cells.values()}) == 1:
+        scored = [samples_of(folder, result) for folder, result in cells.items()]
+        nulls = {name: _means([one.nulls[name] for one in scored]) for name in scored[0].nulls}
+        return Scores(_means([one.metrics for one in scored]), nulls)
+    with tempfile.TemporaryDirectory(prefix="mg3d-folds-") as temporary:
+        together = Path(temporary)
+        pool([folder / paths.PREDICTIONS for folder in cells], together / paths.PREDICTIONS)
+        return samples_of(together, next(iter(cells.values())))
+
+
+def _means(of_folds: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
+    return {
+        name: mean_of([metrics[name] for metrics in of_folds], num_resamples=1, seed=0)
+        for name in of_folds[0]
+    }
 
 
 def score(run: Path) -> dict[str, tuple[int, list[str]]]:

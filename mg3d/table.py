@@ -1,8 +1,10 @@
 """`mg3d table`: the results of one run, downstream task x mode over seeds, beside their nulls.
 
 Several seeds become one row: the mean on the same test cases, its interval by patient, the
-deviation over seeds. A pre-trained mode is tested against ``scratch`` of the same task, paired on
-the patients. Markdown, CSV and one page that needs no network, all beside the results.
+deviation over seeds. The folds of a cross-validation become one row, too: their predictions are
+pooled, the interval is over all their patients (`mg3d.score.samples_of_folds`). A pre-trained mode
+is tested against ``scratch`` of the same task, paired on the patients. Markdown, CSV and one page
+that needs no network, all beside the results.
 """
 
 import base64
@@ -20,7 +22,7 @@ from typing import Any
 from mg3d import paths
 from mg3d.figures.forest import Line, forest
 from mg3d.metrics.bootstrap import Difference, Estimate, mean_of, paired_difference
-from mg3d.score import params_of, results, samples_of
+from mg3d.score import params_of, results, samples_of_folds
 
 MARKDOWN, CSV, PAGE = "results.md", "results.csv", "results.html"
 SEED = 0
@@ -38,17 +40,18 @@ COLUMNS = (
     "p",
     "used",
     "left out",
+    "folds",
 )
 CSV_COLUMNS = (
     *("task", "mode", "metric", "value", "low", "high", "reason", "spread", "seeds", "nulls"),
     *("difference", "difference_low", "difference_high", "p_value"),
-    *("used", "left_out", "test_openings"),
+    *("used", "left_out", "test_openings", "folds"),
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One task in one mode over its seeds; ``folders`` are those of its cells."""
+    """One task in one mode over its seeds and folds; ``folders`` are those of its cells."""
 
     task: str
     mode: str
@@ -62,6 +65,7 @@ class Row:
     left_out: int
     test_openings: int
     folders: tuple[Path, ...]
+    folds: tuple[int, ...] = ()
 
     def cells(self) -> tuple[str, ...]:
         """As text, in the order of `COLUMNS`."""
@@ -81,6 +85,7 @@ class Row:
             "-" if difference is None else _number(difference.p_value, "-"),
             str(self.used),
             str(self.left_out),
+            str(len(self.folds) or "-"),
         )
 
 
@@ -98,36 +103,52 @@ def table(run: Path) -> str:
 
 
 def rows(run: Path) -> list[Row]:
-    """One per task and mode, by name, ``scratch`` first. Raises ValueError without results."""
-    cells: dict[tuple[str, str], dict[Path, dict[str, Any]]] = defaultdict(dict)
+    """One per task and mode, by name, ``scratch`` first; a cross-validation has a row of its own.
+
+    Raises ValueError without results.
+    """
+    cells: dict[tuple[str, str, bool], dict[Path, dict[str, Any]]] = defaultdict(dict)
     for folder, result in results(run).items():
-        cells[result["task"], result["mode"]][folder] = result
-    order = sorted(cells, key=lambda key: (key[0], key[1] != BASELINE, key[1]))
-    compared = {task for task, mode in order if mode == BASELINE}
-    means: dict[tuple[str, str], Estimate] = {}
+        crossed = result.get("fold") is not None
+        cells[result["task"], result["mode"], crossed][folder] = result
+    order = sorted(cells, key=lambda key: (key[0], key[1] != BASELINE, *key[1:]))
+    compared = {(task, crossed) for task, mode, crossed in order if mode == BASELINE}
+    means: dict[tuple[str, str, bool], Estimate] = {}
     found = []
-    for task, mode in order:
-        of_cell = cells[task, mode]
+    for task, mode, crossed in order:
+        of_cell = cells[task, mode, crossed]
+        of_seed: dict[int, dict[Path, dict[str, Any]]] = defaultdict(dict)
+        for folder, result in of_cell.items():
+            of_seed[result["seed"]][folder] = result
         first, last = next(iter(of_cell.values())), list(of_cell.values())[-1]
         metric = first["headline"]["name"]
-        if task in compared:  # one metric for all modes
-            metric = next(iter(cells[task, BASELINE].values()))["headline"]["name"]
+        if (task, crossed) in compared:  # one metric for all modes
+            metric = next(iter(cells[task, BASELINE, crossed].values()))["headline"]["name"]
         estimate = _recorded(first, metric)
-        if task in compared or len(of_cell) > 1:
+        values = {r["seed"]: _recorded(r, metric).value for r in of_cell.values()}
+        nulls = [_recorded_nulls(result, metric) for result in of_cell.values()]
+        if (task, crossed) in compared or len(of_cell) > 1:
             num_resamples = params_of(first).num_bootstrap
-            seeds = [samples_of(*item).metrics[metric] for item in of_cell.items()]
-            means[task, mode] = mean_of(seeds, num_resamples=num_resamples, seed=SEED)
+            scored = {seed: samples_of_folds(folds) for seed, folds in of_seed.items()}
+            seeds = [one.metrics[metric] for one in scored.values()]
+            mean = mean_of(seeds, num_resamples=num_resamples, seed=SEED)
+            means[task, mode, crossed] = mean
             if len(of_cell) > 1:
-                estimate = means[task, mode]
+                estimate = mean
+            if crossed:
+                values = {seed: one.metrics[metric].value for seed, one in scored.items()}
+                nulls = [
+                    {name: of[metric].value for name, of in one.nulls.items() if metric in of}
+                    for one in scored.values()
+                ]
         difference = None
-        if task in compared and mode != BASELINE:
+        if (task, crossed) in compared and mode != BASELINE:
             difference = paired_difference(
-                means[task, BASELINE],
-                means[task, mode],
+                means[task, BASELINE, crossed],
+                means[task, mode, crossed],
                 num_resamples=params_of(first).num_bootstrap,
                 seed=SEED,
             )
-        values = {r["seed"]: _recorded(r, metric).value for r in of_cell.values()}
         known = [value for value in values.values() if value is not None]
         found.append(
             Row(
@@ -137,12 +158,13 @@ def rows(run: Path) -> list[Row]:
                 of_seed=dict(sorted(values.items())),
                 estimate=estimate,
                 spread=statistics.stdev(known) if len(known) > 1 else None,
-                nulls=_nulls(list(of_cell.values()), metric),
+                nulls=_mean_nulls(nulls),
                 against_scratch=difference,
                 used=first["ledger"]["used"],
                 left_out=first["ledger"]["quarantined"],
                 test_openings=last.get("test_openings", 0),
                 folders=tuple(of_cell),
+                folds=tuple(sorted({r["fold"] for r in of_cell.values()})) if crossed else (),
             )
         )
     return found
@@ -159,13 +181,17 @@ def _recorded(result: Mapping[str, Any], metric: str) -> Estimate:
     )
 
 
-def _nulls(of_seeds: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float | None]:
+def _recorded_nulls(result: Mapping[str, Any], metric: str) -> dict[str, float | None]:
+    return {name: of[metric]["value"] for name, of in result["nulls"].items() if metric in of}
+
+
+def _mean_nulls(of_seeds: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
     """Mean over seeds of each null baseline; None where one of them has no value."""
     nulls: dict[str, float | None] = {}
-    for name, metrics in of_seeds[0]["nulls"].items():
-        if metric in metrics:
-            values = [result["nulls"][name][metric]["value"] for result in of_seeds]
-            nulls[name] = None if None in values else statistics.fmean(values)
+    for name in of_seeds[0]:
+        values = [nulls_of_seed[name] for nulls_of_seed in of_seeds]
+        known = [value for value in values if value is not None]
+        nulls[name] = statistics.fmean(known) if len(known) == len(values) else None
     return nulls
 
 
@@ -197,6 +223,7 @@ def _csv(found: Sequence[Row]) -> str:
                 difference.value,
                 *(difference.interval or (None, None)),
                 *(difference.p_value, row.used, row.left_out, row.test_openings),
+                len(row.folds) or None,
             ]
         )
     return out.getvalue()
@@ -205,8 +232,7 @@ def _csv(found: Sequence[Row]) -> str:
 def _page(run: Path, found: Sequence[Row]) -> str:
     """One HTML page with everything inside it: no script, no font, no picture from elsewhere."""
     lines = [
-        Line(f"{row.task}, {row.mode}", row.estimate.value, row.estimate.interval, row.nulls)
-        for row in found
+        Line(_name(row), row.estimate.value, row.estimate.interval, row.nulls) for row in found
     ]
     drawn = io.BytesIO()
     forest(lines).savefig(drawn, format="png", dpi=110)
@@ -224,11 +250,17 @@ def _page(run: Path, found: Sequence[Row]) -> str:
         f"<h1>{title}</h1>\n<table><tr>{head}</tr>\n{body}</table>\n"
         "<p>Intervals: bootstrap by patient. Minus scratch: paired on the same patients, interval "
         "and two-sided p value. Several seeds: mean and standard deviation; the interval is that "
-        "of the mean.</p>\n"
+        "of the mean. Folds: their predictions pooled, or, on one test set, the mean over their "
+        "models.</p>\n"
         f"{_picture(drawn.getvalue(), 'Forest plot of the table')}\n"
         + "".join(_details(folder) for row in found for folder in row.folders)
         + "</html>\n"
     )
+
+
+def _name(row: Row) -> str:
+    folds = f", {len(row.folds)} folds" if row.folds else ""
+    return f"{row.task}, {row.mode}{folds}"
 
 
 def _details(folder: Path) -> str:

@@ -253,7 +253,7 @@ def test_cells_are_tasks_times_their_modes_times_seeds(
 ) -> None:
     demo = load(tree, tmp_path)
     own = dict(demo.downstream)
-    assert demo.cells() == [(name, own[name].mode, own[name].seed) for name in own]
+    assert demo.cells() == [(name, own[name].mode, own[name].seed, own[name].fold) for name in own]
     assign(tree, "evaluate.modes", ["scratch", "frozen"])
     assign(tree, "evaluate.seeds", [0, 1])
     wide = load(tree, tmp_path)
@@ -270,4 +270,18 @@ def test_cells_are_tasks_times_their_modes_times_seeds(
     assert of_cell.downstream.covid19_20 == wide.downstream.covid19_20
     assign(tree, "evaluate.seeds", [1, 1])
     with pytest.raises(ValueError, match=r"seeds \[1, 1\] has a value twice"):
+        load(tree, tmp_path)
+
+
+def test_folds_are_cells_where_a_task_has_them(tree: dict[str, Any], tmp_path: Path) -> None:
+    assign(tree, "evaluate.folds", [4, 9])
+    crossed = load(tree, tmp_path)
+    assert list(map(str, crossed.cells(["luna16", "acdc"]))) == [
+        "luna16/frozen-seed0-fold4",
+        "luna16/frozen-seed0-fold9",
+        "acdc/finetune-seed0-fold4",  # it has five
+    ]
+    assert crossed.of_cell(crossed.cells(["acdc"])[0]).downstream.acdc.fold == 4
+    assign(tree, "downstream.acdc.fold", 5)
+    with pytest.raises(ValueError, match="fold 5: there are 5, 0 is the first"):
         load(tree, tmp_path)

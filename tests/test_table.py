@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from mg3d import paths
 from mg3d.downstream import DOWNSTREAM
 from mg3d.finetuning.task import score as score_task
 from mg3d.params import Stoic2021
@@ -20,9 +21,17 @@ COVID = np.array([0, 1] * 12)
 BASE = Stoic2021(num_bootstrap=400)
 
 
-def write(run: Path, mode: str, seed: int, probability: np.ndarray) -> Path:
-    """A cell of stoic2021 as an evaluation writes it, from probabilities of 24 patients."""
-    folder = run / "evaluate" / "stoic2021" / f"{mode}-seed{seed}"
+def write(
+    run: Path,
+    mode: str,
+    seed: int,
+    probability: np.ndarray,
+    fold: int | None = None,
+    tested: slice = slice(None),
+) -> Path:
+    """A cell of stoic2021 as an evaluation writes it, from probabilities of 24 patients, of which
+    it has those ``tested``."""
+    folder = paths.cell_folder(run, "stoic2021", mode, seed, fold)
     (folder / "predictions").mkdir(parents=True)
     names = [f"case-{n:02d}" for n in range(24)]
     severe = np.where(COVID == 1, np.arange(24) // 6 % 2, np.nan)
@@ -38,20 +47,21 @@ def write(run: Path, mode: str, seed: int, probability: np.ndarray) -> Path:
             "covid": COVID,
             "severe": severe,
         }
-        pd.DataFrame({**columns, "p_covid": p, "p_severe": p}).to_csv(
-            folder / "predictions" / f"{system}.csv", index=False
-        )
+        frame = pd.DataFrame({**columns, "p_covid": p, "p_severe": p})[tested]
+        frame.to_csv(folder / "predictions" / f"{system}.csv", index=False)
     thresholds = [
         {"system": system, "label": label, "threshold": 0.5, "reason": ""}
         for system in ("model", "prevalence", "random_encoder")
         for label in ("covid", "severe")
     ]
     pd.DataFrame(thresholds).to_csv(folder / "predictions/thresholds.csv", index=False)
-    params = BASE.model_copy(update={"mode": mode, "seed": seed})
+    params = BASE.model_copy(update={"mode": mode, "seed": seed, "fold": fold})
     result = {
         "task": "stoic2021",
         "mode": mode,
         "seed": seed,
+        "fold": fold,
+        "test_sha256": str(tested),
         **score_task(DOWNSTREAM["stoic2021"], folder, params),
         "ledger": {"used": 60, "quarantined": 2, "reasons": {"unreadable": 2}},
         "test_openings": seed + 1,
@@ -105,7 +115,7 @@ def test_markdown_csv_and_a_page_that_needs_no_network(run: Path) -> None:
     assert (run / "results.md").read_text() == text + "\n"
     lines = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
     assert lines[2][:4] == ["stoic2021", "scratch", "3", "severe_auroc"]
-    assert lines[2][8:] == ["-", "-", "60", "2"]
+    assert lines[2][8:] == ["-", "-", "60", "2", "-"]
     assert re.fullmatch(r"\+0\.\d{3} \(-?0\.\d{3} to 0\.\d{3}\)", lines[3][8])
     (first, second) = csv.DictReader((run / "results.csv").read_text().splitlines())
     assert first["difference"] == ""
@@ -166,3 +176,47 @@ def test_no_results_names_the_remedy(tmp_path: Path) -> None:
     for function in (table, score):
         with pytest.raises(ValueError, match="mg3d evaluate"):
             function(tmp_path)
+
+
+def test_folds_that_test_other_patients_are_pooled_into_one_row(tmp_path: Path) -> None:
+    """By hand: the AUROC of all 24 predictions, each by the model of its fold."""
+    for seed in (0, 1):
+        for mode, strength in (("scratch", 0.05), ("frozen", 0.45)):
+            for fold in range(3):
+                by_fold = severity(strength, 100 * seed + 10 * fold)
+                write(tmp_path, mode, seed, by_fold, fold, slice(fold, None, 3))
+    write(tmp_path, "frozen", 0, severity(0.45, 7))  # another row: it is no fold
+    scratch, alone, frozen = rows(tmp_path)
+    assert [(r.mode, r.folds, len(r.folders)) for r in (scratch, alone, frozen)] == [
+        ("scratch", (0, 1, 2), 6), ("frozen", (), 1), ("frozen", (0, 1, 2), 6),
+    ]  # fmt: skip
+    for seed in (0, 1):
+        pooled = np.empty(24)
+        for fold in range(3):
+            pooled[fold::3] = severity(0.45, 100 * seed + 10 * fold)[fold::3]
+        assert frozen.of_seed[seed] == pytest.approx(auroc(pooled))
+    assert frozen.estimate.interval is not None
+    assert frozen.estimate.interval[0] < (frozen.estimate.value or 0) < frozen.estimate.interval[1]
+    assert frozen.against_scratch is not None
+    assert frozen.against_scratch.value is not None
+    assert frozen.nulls["prevalence"] == 0.5
+    assert alone.against_scratch is None
+    assert table(tmp_path).splitlines()[-1].split("|")[-2].strip() == "3"
+    assert "stoic2021/frozen-seed0-fold2" in (tmp_path / "results.html").read_text()
+
+
+def test_folds_on_one_test_set_are_averaged(tmp_path: Path) -> None:
+    for fold in (0, 1):
+        write(tmp_path, "frozen", 0, severity(0.3, fold), fold)
+    (row,) = rows(tmp_path)
+    assert row.folds == (0, 1)
+    expected = np.mean([auroc(severity(0.3, fold)) for fold in (0, 1)])
+    assert row.of_seed == {0: pytest.approx(expected)}
+    assert row.estimate.value == pytest.approx(expected)
+
+
+def test_folds_that_overlap_in_part_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "frozen", 0, severity(0.3, 0), 0, slice(0, 18))
+    write(tmp_path, "frozen", 0, severity(0.3, 1), 1, slice(12, 24))
+    with pytest.raises(ValueError, match="their test sets overlap"):
+        rows(tmp_path)

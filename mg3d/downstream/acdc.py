@@ -13,7 +13,8 @@ import numpy as np
 from mg3d.data.identity import pseudonym
 from mg3d.finetuning.mask_scores import Classes
 from mg3d.finetuning.segmentation import Segmentation
-from mg3d.finetuning.splits_final import first_fold
+from mg3d.finetuning.split_files import Listed
+from mg3d.finetuning.splits import nnunet_folds
 from mg3d.finetuning.task import Case, DownstreamTask
 from mg3d.ledger import Ledger, Reason
 
@@ -31,15 +32,17 @@ def cases(data: Path, ledger: Ledger) -> list[Case]:
     if not (root / "training").is_dir():
         raise ValueError(f"no folder {root / 'training'}: ACDC ships database/training and testing")
     folders = sorted(path for path in root.glob("t*ing/patient*") if path.is_dir())
-    validation = validation_patients([f.name for f in folders if f.parent.name == "training"])
-    listed = first_fold(root / "training")
+    folds = patient_folds([f.name for f in folders if f.parent.name == "training"])
+    listed = nnunet_folds(root / "training")
 
-    def part(folder: Path, name: str) -> str | None:
+    def part(folder: Path, name: str) -> tuple[str | None, int | None]:
         if folder.parent.name == "testing":
-            return "test"
+            return "test", None
         if listed is None:
-            return "validation" if folder.name in validation else "train"
-        return {"train": "train", "val": "validation"}.get(listed.get(name, ""))
+            fold = folds[folder.name]
+            return "train" if fold else "validation", fold
+        in_first, number = listed.get(name, ("", None))
+        return {"train": "train", "val": "validation"}.get(in_first), number
 
     found = []
     for folder in folders:
@@ -50,7 +53,7 @@ def cases(data: Path, ledger: Ledger) -> list[Case]:
             number = info.get(key, "")
             name = f"{folder.name}_frame{number.zfill(2)}"
             image, mask = folder / f"{name}.nii.gz", folder / f"{name}_gt.nii.gz"
-            split = part(folder, name)
+            split, fold = part(folder, name)
             if not number.isdigit() or info.get("ED") == info.get("ES"):
                 ledger.quarantine(case_id, Reason.MISSING_TAG, f"no {key} of its own in Info.cfg")
             elif not image.is_file():
@@ -63,7 +66,16 @@ def cases(data: Path, ledger: Ledger) -> list[Case]:
                 patient_id, labels = pseudonym("patient", folder.name), _one_of_phases(phase)
                 stratum = info.get("Group", "")
                 found.append(
-                    Case(case_id, patient_id, image, labels, mask, split=split, stratum=stratum)
+                    Case(
+                        case_id,
+                        patient_id,
+                        image,
+                        labels,
+                        mask,
+                        split=split,
+                        stratum=stratum,
+                        fold=fold,
+                    )
                 )
     return found
 
@@ -72,11 +84,11 @@ def _one_of_phases(phase: str) -> dict[str, int | None]:
     return {name: int(name == phase) for name in PHASES.values()}
 
 
-def validation_patients(patients: list[str]) -> set[str]:
-    """Every fifth of the training patients in nnU-Net's order, the first of its five folds."""
+def patient_folds(patients: list[str]) -> dict[str, int]:
+    """nnU-Net's five folds of the training patients: shuffled, then every fifth."""
     order = np.array(sorted(set(patients)))
     np.random.RandomState(SHUFFLE_SEED).shuffle(order)
-    return set(order[::NUM_FOLDS].tolist())
+    return {patient: number % NUM_FOLDS for number, patient in enumerate(order.tolist())}
 
 
 def read_info(file: Path) -> dict[str, str]:
@@ -103,4 +115,5 @@ TASK = DownstreamTask(
     citation="Bernard et al., Deep Learning Techniques for Automatic MRI Cardiac Multi-Structures "
     "Segmentation and Diagnosis: Is the Problem Solved?, IEEE TMI 37(11), 2018",
     licence="CC BY-NC-SA 4.0",
+    listed=Listed("patient", lambda case: case.image.parent.name),
 )

@@ -13,7 +13,9 @@ from pathlib import Path
 from mg3d.data.identity import pseudonym
 from mg3d.data.slices import find_slices
 from mg3d.finetuning import multiclass
-from mg3d.finetuning.task import Case, DownstreamTask, split_cases
+from mg3d.finetuning.split_files import Listed
+from mg3d.finetuning.splits import split_cases
+from mg3d.finetuning.task import Case, DownstreamTask
 from mg3d.ledger import Ledger, Reason
 
 FOLDERS = {"Normal": "Normal", "CP": "CP", "NCP": "NCP", "COVID19": "NCP"}
@@ -97,4 +99,5 @@ TASK = DownstreamTask(
     citation="Zhang et al., Clinically Applicable AI System for Accurate Diagnosis, Quantitative "
     "Measurements, and Prognosis of COVID-19 Pneumonia Using CT, Cell 181:1423-1433, 2020",
     licence="not found",
+    listed=Listed("patient", lambda case: case.image.parent.name),
 )

@@ -2,9 +2,9 @@
 
 Official layout: ``Train/volume-covid19-A-0003_ct.nii.gz`` with ``..._seg.nii.gz``; ids are not
 contiguous and some carry a series suffix (``A-0047_1``). ``Validation/`` has no public masks: it is
-scored online only and counted here as not in the split. Test is the first of the reference's five
-folds, blocks of consecutive ids (3 to 165 of 3 to 698): comparable, though what drifts with the id
-drifts with the fold.
+scored online only and counted here as not in the split. Test is one of the reference's five
+folds, blocks of consecutive ids, the first by default (3 to 165 of 3 to 698): comparable, though
+what drifts with the id drifts with the fold.
 """
 
 import re
@@ -34,7 +34,7 @@ def cases(data: Path, ledger: Ledger) -> list[Case]:
         raise ValueError(f"no folder {train}: COVID-19-20 ships Train and Validation")
     images = _by_stem(train, _IMAGE)
     masks = _by_stem(train, _MASK)
-    test = first_fold(images.keys() & masks.keys())
+    folds = blocks(stem for stem in images if stem in masks and not stem.startswith("._"))
     found = []
     for stem in sorted(images.keys() | masks.keys()):
         case_id = pseudonym("case", stem)
@@ -46,13 +46,15 @@ def cases(data: Path, ledger: Ledger) -> list[Case]:
         elif stem not in masks:
             ledger.quarantine(case_id, Reason.ORPHAN_IMAGE, "image without mask")
         else:
+            fold = folds[patient_of(stem)]
             found.append(
                 Case(
                     case_id=case_id,
                     patient_id=pseudonym("patient", patient_of(stem)),
                     image=images[stem],
                     mask=masks[stem],
-                    split="test" if patient_of(stem) in test else "train",
+                    split="train" if fold else "test",
+                    fold=fold,
                 )
             )
     for stem in sorted(_by_stem(data / "Validation", _IMAGE)):
@@ -68,15 +70,19 @@ def patient_of(stem: str) -> str:
     return series.group(1) if series else stem
 
 
-def first_fold(stems: Iterable[str]) -> set[str]:
-    """The first fifth of the patients, rounded up, in the order of their numbers."""
+def blocks(stems: Iterable[str]) -> dict[str, int]:
+    """Fold by patient: fifths in the order of the patients' numbers, the first ones larger by one
+    where it does not go up."""
 
     def number(patient: str) -> tuple[int, str]:
         series = _SERIES.match(patient)
         return (int(series.group(2)) if series else 0), patient
 
     patients = sorted({patient_of(stem) for stem in stems}, key=number)
-    return set(patients[: -(-len(patients) // _NUM_FOLDS)])
+    size, larger = divmod(len(patients), _NUM_FOLDS)
+    sizes = [size + (fold < larger) for fold in range(_NUM_FOLDS)]
+    folds = [fold for fold, count in enumerate(sizes) for _ in range(count)]
+    return dict(zip(patients, folds, strict=True))
 
 
 def _by_stem(folder: Path, suffix: str) -> dict[str, Path]:

@@ -17,6 +17,7 @@ from typing import Any
 from mg3d.data.identity import pseudonym
 from mg3d.data.sources.ctrg_chest import LIST
 from mg3d.finetuning import report_generation
+from mg3d.finetuning.split_files import Listed
 from mg3d.finetuning.task import Case, DownstreamTask
 from mg3d.ledger import Ledger, Reason
 
@@ -92,4 +93,5 @@ TASK = DownstreamTask(
     citation="Tang et al., Work like a doctor: Unifying scan localizer and dynamic generator for "
     "automated computed tomography report generation (CTRG), Expert Systems with Applications 2024",
     licence="not stated",
+    listed=Listed("case", lambda case: case.image.name),
 )

@@ -3,7 +3,8 @@
 Official layout: ``subset0 ... subset9/<seriesuid>.mhd`` with ``.raw``, ``annotations.csv``,
 ``candidates_V2.csv`` (``candidates.csv`` is superseded) and, in ``evaluationScript/annotations/``,
 the findings that count neither for nor against. Coordinates are ITK's world millimetres. The ten
-subsets are disjoint by patient: 0 to 6 train, 7 validates, 8 and 9 test.
+subsets are disjoint by patient: 0 to 6 train, 7 validates, 8 and 9 test. With ``fold: k`` subset k
+tests, the one before validates, the other eight train: all ten are the official protocol.
 """
 
 from collections import Counter
@@ -57,6 +58,7 @@ def cases(data: Path, ledger: Ledger) -> list[Case]:
                     patient_id=pseudonym("patient", series),
                     image=path,
                     split=PARTS[subset],
+                    fold=subset,
                     candidates=places.get(series, ()),
                     lesions=_sized(nodules.get(series, ())),
                     excluded=_sized(excluded.get(series, ())),

@@ -13,7 +13,7 @@ from typing import Any
 from mg3d.data.identity import pseudonym
 from mg3d.finetuning.mask_scores import Classes
 from mg3d.finetuning.segmentation import Segmentation
-from mg3d.finetuning.splits_final import FILE, first_fold
+from mg3d.finetuning.splits import NNUNET_FILE, nnunet_folds
 from mg3d.finetuning.task import Case, DownstreamTask
 from mg3d.ledger import Ledger, Reason
 
@@ -32,7 +32,7 @@ def cases(data: Path, ledger: Ledger) -> list[Case]:
     if not (root / INDEX).is_file():
         raise ValueError(f"no {root / INDEX}: unpack Task06_Lung.tar under {data}")
     index: dict[str, Any] = json.loads((root / INDEX).read_text())
-    fold = first_fold(root)
+    listed_in = nnunet_folds(root)
     found = []
     for entry in index["training"]:
         image, mask = PurePosixPath(entry["image"]), PurePosixPath(entry["label"])
@@ -47,17 +47,22 @@ def cases(data: Path, ledger: Ledger) -> list[Case]:
             ledger.quarantine(case_id, Reason.ORPHAN_MASK, "listed image is not there")
         elif not (root / mask).is_file():
             ledger.quarantine(case_id, Reason.ORPHAN_IMAGE, "listed mask is not there")
-        elif fold is not None and name not in fold:
-            ledger.quarantine(case_id, Reason.NOT_IN_SPLIT, f"not in the first fold of {FILE}")
+        elif listed_in is not None and name not in listed_in:
+            ledger.quarantine(
+                case_id, Reason.NOT_IN_SPLIT, f"not in the first fold of {NNUNET_FILE}"
+            )
         else:
             patient_id = pseudonym("patient", name)
-            part = {"train": "train", "val": "test"}[fold[name]] if fold else None
-            found.append(Case(case_id, patient_id, root / image, mask=root / mask, split=part))
+            part, number = listed_in[name] if listed_in else (None, None)
+            split = {"train": "train", "val": "test", None: None}[part]
+            found.append(
+                Case(case_id, patient_id, root / image, mask=root / mask, split=split, fold=number)
+            )
     listed = {
         PurePosixPath(entry["image"]).name.removesuffix(_ENDING) for entry in index["training"]
     }
-    if fold is not None and set(fold) - listed:
-        raise ValueError(f"{FILE} names {sorted(set(fold) - listed)[0]}, which {INDEX} does not")
+    if unknown := sorted(set(listed_in or ()) - listed):
+        raise ValueError(f"{NNUNET_FILE} names {unknown[0]}, which {INDEX} does not")
     for name in sorted(path.name for path in (root / "imagesTr").glob(f"._*{_ENDING}")):
         if name.removesuffix(_ENDING) not in listed:
             case_id = pseudonym("case", name.removesuffix(_ENDING))

@@ -10,6 +10,7 @@ import pandas as pd
 
 from mg3d.data.identity import pseudonym
 from mg3d.finetuning import classification
+from mg3d.finetuning.split_files import Listed
 from mg3d.finetuning.task import Case, DownstreamTask
 from mg3d.ledger import Ledger, Reason
 
@@ -69,4 +70,5 @@ TASK = DownstreamTask(
     headline=("severe_auroc", "covid_auroc"),
     citation="Revel et al., Study of Thoracic CT in COVID-19: The STOIC Project, Radiology 2021",
     licence="CC BY-NC 4.0",
+    listed=Listed("patient", lambda case: case.image.stem),
 )

@@ -10,14 +10,17 @@ import json
 import resource
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mg3d import fingerprint, paths
-from mg3d.data.sources.study import Volume
+from mg3d.finetuning.cases import Case, Split
+from mg3d.finetuning.leaks import refuse_leaks
 from mg3d.finetuning.selection import ClosedSplit, Selection, count_openings, selecting
+from mg3d.finetuning.split_files import Listed, as_listed, split_file
+from mg3d.finetuning.splits import SPLIT_SEED, split_cases, split_sha256
 from mg3d.ledger import Ledger
 from mg3d.metrics.bootstrap import Estimate
 from mg3d.params import Finetune
@@ -26,36 +29,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OnMetrics = Callable[[int, dict[str, float]], None]
-SPLITS = ("train", "validation", "test")
-SPLIT_SEED = 0  # a split belongs to the task: every mode and seed is tested on the same cases
 _CODE = ("data", "models", "training", "finetuning", "metrics")
 _LIBRARIES = ("torch", "monai", "transformers", "scikit-learn", "numpy", "scipy")
 _READ_WHOLE = 4 * 2**20  # files up to this size, and every table, count by content
-
-
-@dataclass(frozen=True)
-class Case:
-    """One record of a data set: paths, text and labels, nothing loaded.
-
-    ``image`` is a .nii(.gz), a .mha, or a folder of JPG slices. ``labels`` are 0, 1, or None where
-    a label does not apply. ``stratum`` keeps rare kinds of case in every split. ``scan_id`` is
-    shared by the reconstructions of one scan. ``read`` gives HU and affine of an image that is not
-    what its file says. Ids are pseudonyms.
-    """
-
-    case_id: str
-    patient_id: str
-    image: Path
-    labels: Mapping[str, int | None] = field(default_factory=dict)
-    mask: Path | None = None
-    text: str = ""
-    scan_id: str = ""
-    split: str | None = None
-    stratum: str = ""
-    read: Callable[[], Volume] | None = None
-
-
-Split = dict[str, list[Case]]
 
 
 @dataclass(frozen=True)
@@ -103,7 +79,8 @@ class DownstreamTask:
     ``version`` rises whenever anything changes a number. ``cases(data, ledger)`` reads the official
     layout, declares every input to the ledger and quarantines the bad ones; it settles nothing
     else. ``headline`` names the metric that heads the task; where it is unavailable the next one
-    does, and the result says why.
+    does, and the result says why. ``listed`` says how its split file names a case; None: it needs
+    no such file.
     """
 
     name: str
@@ -113,65 +90,7 @@ class DownstreamTask:
     headline: tuple[str, ...]
     citation: str
     licence: str
-
-
-def split_cases(
-    cases: Sequence[Case], *, seed: int, validation_fraction: float, test_fraction: float
-) -> Split:
-    """Train, validation and test, disjoint by patient.
-
-    An official test set (``Case.split == "test"``) is kept and the rest divides; otherwise test is
-    drawn too. Patients are ordered by stratum, then by a hash of seed and id, and every k-th goes
-    to test: exact shares, in every stratum, whatever the order of the files.
-    Raises ValueError if a patient is on both sides of an official split.
-    """
-    strata: dict[str, str] = {}
-    official: dict[str, str | None] = {}
-    for case in cases:
-        strata[case.patient_id] = max(case.stratum, strata.get(case.patient_id, ""))
-        known = official.setdefault(case.patient_id, case.split)
-        if known != case.split:
-            raise ValueError(
-                f"{case.patient_id} is in {known} and in {case.split}: repair the official split, "
-                "a patient may be in one part only"
-            )
-    part = {patient: name for patient, name in official.items() if name is not None}
-    open_patients = [p for p in strata if p not in part or part[p] == "train"]
-    has_official = bool(part)
-    if not has_official:
-        chosen = _every_kth(open_patients, strata, seed, "test", test_fraction)
-        part.update(dict.fromkeys(chosen, "test"))
-    if "validation" not in part.values():
-        rest = [patient for patient in open_patients if part.get(patient) != "test"]
-        share = validation_fraction / (1 - (0 if has_official else test_fraction))
-        chosen = _every_kth(rest, strata, seed, "validation", share)
-        part.update(dict.fromkeys(chosen, "validation"))
-    split: Split = {name: [] for name in SPLITS}
-    for case in sorted(cases, key=lambda case: case.case_id):
-        split[part.get(case.patient_id, "train")].append(case)
-    return split
-
-
-def _every_kth(
-    patients: Sequence[str], strata: Mapping[str, str], seed: int, purpose: str, share: float
-) -> list[str]:
-    """A share of ``patients``, spread evenly over strata, chosen by hash."""
-
-    def rank(patient: str) -> tuple[str, str]:
-        return strata[patient], hashlib.sha256(f"{seed}/{purpose}/{patient}".encode()).hexdigest()
-
-    ordered = sorted(patients, key=rank)
-    return [
-        patient
-        for index, patient in enumerate(ordered)
-        if int((index + 1) * share + 0.5) > int(index * share + 0.5)
-    ]
-
-
-def split_sha256(split: Split) -> str:
-    """Digest of which case is where."""
-    ids = {name: [case.case_id for case in cases] for name, cases in split.items()}
-    return hashlib.sha256(json.dumps(ids, sort_keys=True).encode()).hexdigest()
+    listed: Listed | None = None
 
 
 def data_digest(data: Path) -> str:
@@ -211,6 +130,7 @@ def evaluate(
         "params": params.model_dump(mode="json"),
         "checkpoint": fingerprint.file_sha256(checkpoint / paths.WEIGHTS),
         "data": data_digest(data),
+        "split": _digest_of_split(task.name, params),
         "code": fingerprint.code((*_CODE, f"downstream/{task.name}.py")),
         "libraries": fingerprint.libraries(_LIBRARIES),
     }
@@ -232,16 +152,22 @@ def evaluate(
             f"no usable case for {task.name} under {data}: {_reasons(ledger)}; "
             "is it the official layout?"
         )
+    if params.split == "file":
+        cases = as_listed(task.name, cases, task.listed, ledger)
     split = split_cases(
         cases,
         seed=SPLIT_SEED,
         validation_fraction=params.validation_fraction,
         test_fraction=params.test_fraction,
+        fold=params.fold,
     )
+    guarded = refuse_leaks(task.name, split, texts=task.kind.NAME == "report_generation")
     predictions = out / paths.PREDICTIONS
     shutil.rmtree(predictions, ignore_errors=True)
     predictions.mkdir(parents=True)
     of = {"task": task.name, "mode": params.mode, "seed": params.seed}
+    if params.fold is not None:
+        of["fold"] = params.fold
     selection = Selection(out / paths.SELECTION, of)
     if params.mode == "zero_shot":  # trains nothing: the checkpoint is the choice
         selection.choose(weights_sha256=inputs["checkpoint"])
@@ -264,10 +190,13 @@ def evaluate(
         "kind": task.kind.NAME,
         "mode": params.mode,
         "seed": params.seed,
+        "split": params.split,
+        "fold": params.fold,
         **summarise(task.headline, scores),
         "cases": {name: len(part) for name, part in split.items()},
         "ledger": ledger.summary(),
         "split_sha256": split_sha256(split),
+        "leak_guard": guarded,
         "test_sha256": test_sha256,
         "selection": {**selection.chosen, "sha256": selection.sha256},
         "test_openings": count_openings(
@@ -292,6 +221,14 @@ def evaluate(
     with paths.atomic_write(result_file) as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _digest_of_split(task: str, params: Finetune) -> str:
+    """Of the split file where one is read; ``as_listed`` says what is wrong where it is absent."""
+    file = split_file(task)
+    if params.split == "rule" or not file.is_file():
+        return params.split
+    return fingerprint.file_sha256(file)
 
 
 def score(task: DownstreamTask, out: Path, params: Finetune) -> dict[str, Any]:

@@ -178,6 +178,7 @@ def write_covid19_20(data: Path, num_cases: int = 6) -> None:
         volume = chest_hu(shape, index, lesion=has_lesion)
         write_nifti(train / f"{stem}_ct.nii.gz", volume, spacing_mm, orientation)
         write_nifti(train / f"{stem}_seg.nii.gz", mask, spacing_mm, orientation)
+    volume = chest_hu(shape, 90, lesion=True)
     write_nifti(train / "volume-covid19-A-0900_seg.nii.gz", mask, spacing_mm)
     write_nifti(train / "volume-covid19-A-0901_ct.nii.gz", volume, spacing_mm)
     write_nifti(train / "volume-covid19-A-0902_ct.nii.gz", volume, spacing_mm)
@@ -203,7 +204,8 @@ def write_ct_rate(
         for index, name in enumerate(names + extra):
             patient, scan = "_".join(name.split("_")[:2]), "_".join(name.split("_")[:3])
             path = root / f"{part}_fixed" / patient / scan / f"{name}.nii.gz"
-            write_nifti(path, chest_hu(seed=index), (9.0, 9.0, 14.0))
+            seed = index + 100 * (part == "valid")  # nobody's image is another's
+            write_nifti(path, chest_hu(seed=seed), (9.0, 9.0, 14.0))
             number = int(name.split("_")[1])
             text = FINDINGS[number % 4] + f" Case {number}."
             row = [name + ".nii.gz", "Not given.", "Not given.", text, "Not given."]

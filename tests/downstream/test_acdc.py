@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from mg3d.downstream import DOWNSTREAM
-from mg3d.downstream.acdc import cases, read_info, validation_patients
+from mg3d.downstream.acdc import cases, patient_folds, read_info
+from mg3d.finetuning.leaks import refuse_leaks
+from mg3d.finetuning.split_files import (
+    Listed,
+    as_csv,
+    as_listed,
+    listing,
+    read_split,
+    split_file,
+    write_split,
+)
 from mg3d.finetuning.task import evaluate, score, split_cases
 from mg3d.ledger import Ledger, Reason
 from mg3d.params import Acdc
@@ -72,13 +82,15 @@ def test_both_frames_are_on_the_same_side_and_testing_is_test(tmp_path: Path) ->
     assert {c.image.name[:10] for c in found if c.split == "test"} == {"patient101"}
 
 
-def test_validation_is_nnunets_first_fold() -> None:
+def test_folds_are_nnunets() -> None:
     """By its rule, written out: unique patients, RandomState(1234), every fifth."""
     names = [f"patient{number:03d}" for number in range(1, 101)]
-    places = np.random.RandomState(1234).permutation(100)[::5]
-    chosen = validation_patients(names[::-1] + names)
-    assert chosen == {names[place] for place in places}
-    assert len(chosen) == 20
+    places = np.random.RandomState(1234).permutation(100)
+    folds = patient_folds(names[::-1] + names)
+    for fold in range(5):
+        chosen = {name for name, number in folds.items() if number == fold}
+        assert chosen == {names[place] for place in places[fold::5]}
+        assert len(chosen) == 20
 
 
 def test_the_references_split_by_frames_fails_the_guard(tmp_path: Path) -> None:
@@ -92,6 +104,56 @@ def test_the_references_split_by_frames_fails_the_guard(tmp_path: Path) -> None:
         found = cases(tmp_path, Ledger("acdc", "case"))
         with pytest.raises(ValueError, match="a patient may be in one part only"):
             split_cases(found, **SHARES)  # type: ignore[arg-type]
+
+
+def test_every_fourth_frame_taken_at_its_word_fails_the_guard(tmp_path: Path) -> None:
+    write_frames(tmp_path, 8)
+    frames = sorted(cases(tmp_path, Ledger("acdc", "case")), key=lambda case: case.image.name)
+    held_out = frames[::4]
+    split = {"train": [c for c in frames if c not in held_out], "validation": [], "test": held_out}
+    with pytest.raises(ValueError, match=r"case-\w+ \(train\) and case-\w+ \(test\) are of one"):
+        refuse_leaks("acdc", split, texts=False)
+
+
+def test_the_shipped_list_is_what_the_rule_gives_to_the_official_patients(tmp_path: Path) -> None:
+    """100 and 50 patients; 20 of each pathology train, and 4 of each are in each fold."""
+    groups = [group for group in ("DCM", "HCM", "MINF", "NOR", "RV") for _ in range(20)]
+    for number in range(1, 151):
+        part = "training" if number <= 100 else "testing"
+        folder = tmp_path / "database" / part / f"patient{number:03d}"
+        folder.mkdir(parents=True)
+        group = groups[(number - 1) % 100]
+        (folder / "Info.cfg").write_text(f"ED: 1\nES: 12\nGroup: {group}\n")
+        for name in ("frame01", "frame01_gt"):
+            (folder / f"{folder.name}_{name}.nii.gz").touch()
+    found = cases(tmp_path, Ledger("acdc", "case"))
+    assert len(found) == 150
+    listed = TASK.listed
+    assert listed is not None
+    places = listing(found, listed.name_of)
+    assert as_csv("patient", places) == split_file("acdc").read_text()
+    folds = Counter((c.stratum, places[c.image.parent.name][1]) for c in found if c.split != "test")
+    assert set(folds.values()) == {4}
+    assert len(folds) == 25
+    write_split("acdc", found[::-1], listed, tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_text() == split_file("acdc").read_text()
+
+
+def test_the_list_decides_who_takes_part(tmp_path: Path) -> None:
+    write_frames(tmp_path, 10)
+    stranger = tmp_path / "database" / "training" / "patient999"
+    shutil.copytree(tmp_path / "database" / "training" / "patient001", stranger)
+    for path in sorted(stranger.glob("patient001*")):
+        path.rename(stranger / path.name.replace("001", "999", 1))
+    ledger = Ledger("acdc", "case")
+    found = as_listed("acdc", cases(tmp_path, ledger), TASK.listed, ledger)
+    places = read_split(split_file("acdc"), Listed("patient", str))
+    assert {c.image.parent.name: (c.split, c.fold) for c in found} == {
+        f"patient{n:03d}": places[f"patient{n:03d}"] for n in range(1, 11)
+    }
+    assert [(e.reason, e.detail) for e in ledger.entries] == [
+        (Reason.NOT_IN_SPLIT, "not in splits/acdc.csv")
+    ] * 2
 
 
 def test_a_list_by_patients_replaces_ours(tmp_path: Path) -> None:

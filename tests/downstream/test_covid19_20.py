@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mg3d.downstream import DOWNSTREAM
-from mg3d.downstream.covid19_20 import cases, first_fold
+from mg3d.downstream.covid19_20 import blocks, cases
 from mg3d.finetuning.task import evaluate, score
 from mg3d.ledger import Ledger, Reason
 from mg3d.params import Covid1920
@@ -50,14 +50,13 @@ def test_series_of_one_patient_stay_together(tmp_path: Path) -> None:
     assert len({case.case_id for case in found}) == 3
 
 
-def test_test_is_the_references_first_block_of_ids() -> None:
+def test_folds_are_the_references_blocks_of_ids() -> None:
     """199 names give 40 / 40 / 40 / 40 / 39; numbers, not letters, decide the order."""
     stems = [f"volume-covid19-A-{number}" for number in range(9000, 9000 + 3 * 199, 3)]
-    chosen = first_fold([*stems[::-1], f"{stems[0]}_1"])
-    assert chosen == set(stems[:40])
-    assert first_fold(["volume-covid19-A-10000", "volume-covid19-A-9999_1"]) == {
-        "volume-covid19-A-9999"
-    }
+    folds = blocks([*stems[::-1], f"{stems[0]}_1"])
+    assert [folds[stem] for stem in stems] == [0] * 40 + [1] * 40 + [2] * 40 + [3] * 40 + [4] * 39
+    folds = blocks(["volume-covid19-A-10000", "volume-covid19-A-9999_1"])
+    assert folds == {"volume-covid19-A-9999": 0, "volume-covid19-A-10000": 1}
 
 
 def test_companions_are_no_cases(tmp_path: Path) -> None:

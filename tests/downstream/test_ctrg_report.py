@@ -1,16 +1,18 @@
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mg3d.downstream import DOWNSTREAM
 from mg3d.downstream.ctrg_report import cases, validation_texts
+from mg3d.finetuning.leaks import refuse_leaks
 from mg3d.finetuning.task import Case, evaluate, split_cases
 from mg3d.ledger import Ledger, Reason
 from mg3d.params import CtrgReport
 
-from .layouts import write_ctrg, write_ctrg_reference
+from .layouts import FINDINGS, write_ctrg, write_ctrg_reference
 
 TASK = DOWNSTREAM["ctrg_report"]
 
@@ -33,7 +35,13 @@ def as_published(data: Path) -> list[Case]:
     parts = json.loads((data / "chest_ctrg_nitfy_ori_split.json").read_text())
     names = {"train": "train", "val": "validation", "test": "test"}
     return [
-        Case(f"{part}/{entry['id']}", entry["id"], data, text=entry["report"], split=names[part])
+        Case(
+            f"{part}/{entry['id']}",
+            entry["id"],
+            data / entry["image_path"],
+            text=entry["report"],
+            split=names[part],
+        )
         for part, entries in parts.items()
         for entry in entries
     ]
@@ -52,6 +60,23 @@ def test_the_published_split_is_refused_and_ours_is_not(tmp_path: Path) -> None:
         "train": 18, "validation": 2, "test": 1,
     }  # fmt: skip
     assert [e.detail for e in ledger.entries] == ["repeats another entry"]
+
+
+def test_the_published_split_and_copies_of_a_study_fail_the_guard(tmp_path: Path) -> None:
+    write_ctrg_reference(tmp_path)
+    found = as_published(tmp_path)
+    split = {
+        part: [c for c in found if c.split == part] for part in ("train", "validation", "test")
+    }
+    with pytest.raises(ValueError, match=r"val/910.nii.gz .* and test/910.nii.gz .* one pat"):
+        refuse_leaks("ctrg_report", split, texts=True)
+    split["validation"] = []
+    assert refuse_leaks("ctrg_report", split, texts=True)["shared_texts"] == 0
+    report = " ".join(f"{finding} On the left {finding.lower()}" for finding in FINDINGS)
+    split["train"][3] = replace(split["train"][3], text=report)
+    split["test"][0] = replace(split["test"][0], text=report)  # one study under two numbers
+    with pytest.raises(ValueError, match=r"train/3.nii.gz .* and test/910.nii.gz .* word for word"):
+        refuse_leaks("ctrg_report", split, texts=True)
 
 
 def test_no_text_of_test_is_trained_on(tmp_path: Path) -> None:

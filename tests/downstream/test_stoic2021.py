@@ -7,6 +7,7 @@ import pytest
 from mg3d.downstream import DOWNSTREAM
 from mg3d.downstream.stoic2021 import cases
 from mg3d.finetuning.classification import choose_thresholds
+from mg3d.finetuning.leaks import refuse_leaks
 from mg3d.finetuning.task import evaluate, score
 from mg3d.ledger import Ledger, Reason
 from mg3d.params import Stoic2021
@@ -34,6 +35,15 @@ def test_cases_and_bad_rows(tmp_path: Path) -> None:
     assert not any("107" in case.case_id + case.patient_id for case in found)
 
 
+def test_the_published_split_fails_the_guard(tmp_path: Path) -> None:
+    """Its validation file is its training file, and what is validated is what is reported."""
+    write_stoic(tmp_path)
+    found = cases(tmp_path, Ledger("stoic2021", "case"))
+    split = {"train": found, "validation": found, "test": []}
+    with pytest.raises(ValueError, match=r"are of one patient, patient-\w+: a patient may be in"):
+        refuse_leaks("stoic2021", split, texts=False)
+
+
 def test_missing_table_and_columns(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ships it beside data/mha"):
         cases(tmp_path, Ledger("stoic2021", "case"))
@@ -59,6 +69,8 @@ def test_end_to_end_and_again_without_work(tmp_path: Path, checkpoint: Path) -> 
     assert result["nulls"]["prevalence"]["covid_auroc"]["value"] in (0.5, None)
     # Two severe cases in all are too few: the next metric heads, and the reason is there.
     assert result["headline"]["name"] == "covid_auroc"
+    assert (result["split"], result["fold"]) == ("rule", None)
+    assert result["leak_guard"] == {"images": 25, "shared_texts": 0}
     assert result["metrics"]["severe_auroc"]["value"] is None
     assert "3 of each are needed" in result["unavailable"]["severe_auroc"]
     assert sorted(p.stem for p in (out / "figures").iterdir()) == [
