@@ -13,7 +13,7 @@ import numpy as np
 
 from mg3d.metrics.findings import micro_f1
 
-PENALTIES = tuple(10.0**power for power in range(0, 7))
+PENALTIES = tuple(10.0**power for power in range(7))
 
 
 @dataclass(frozen=True)
