@@ -61,7 +61,6 @@ class DualEncoder(nn.Module):
     def __init__(self, model: "MG3D", temperature: float) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
-        self.encoder = model.vision_encoder
         self.temperature = temperature
         for part in (
             model.vision_encoder, model.token_projector, model.image_projection,
@@ -69,6 +68,11 @@ class DualEncoder(nn.Module):
         ):  # fmt: skip
             part.requires_grad_(True)
         model.image_type.requires_grad_(True)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """What `fit_head` trains at a rate of its own."""
+        return self.model.vision_encoder
 
     def embed(self, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """(volume [B, 1, D, H, W], sentences [B, S, E], which exist [B, S]) -> [B, E] twice."""

@@ -96,10 +96,11 @@ def fit_head(
         step_module.load_state_dict(best.weights)
     step_module.eval()
     if "/" not in prefix:
+        by = "validation_loss" if criterion is None else "validation_criterion"
         choose(
             step=best.step or params.num_steps,
-            validation_loss=best.loss if best.weights else None,
             weights_sha256=weights_sha256(step_module),
+            **{by: best.loss if best.weights else None},
         )
 
 

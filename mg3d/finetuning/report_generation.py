@@ -25,7 +25,7 @@ from mg3d.finetuning import report_scores as scores
 from mg3d.finetuning.encoders import random_encoder, starting_encoder
 from mg3d.finetuning.image_free import best_by_bleu, most_frequent
 from mg3d.finetuning.images import PackedCases, packed_cases
-from mg3d.finetuning.report_writing import Corpus, fit_language, fit_writer, silent, stacked
+from mg3d.finetuning.report_writing import Corpus, Inputs, fit_language, fit_writer, silent, stacked
 from mg3d.finetuning.reporter import train_tokenizer
 from mg3d.finetuning.selection import choose
 from mg3d.finetuning.task import Case, OnMetrics, Scores, Split
@@ -88,16 +88,19 @@ def predict(
         )
         # The nearest report is by the encoder as it was before fine-tuning moved it.
         tokens = _tokens(encoder, everyone, volumes)
-        looks = (stacked(tokens), None) if params.mode == "frozen" else (volumes.batch, encoder)
-        writers[MODEL] = fit_writer(corpus, tokens, *looks, on_metrics, prefix, knows)
+        frozen = params.mode == "frozen"
+        inputs: Inputs = stacked(tokens) if frozen else volumes.batch
+        learning = None if frozen else encoder
+        writers[MODEL] = fit_writer(corpus, tokens, inputs, learning, on_metrics, prefix, knows)
         diagnosis = writers[MODEL].diagnosis
         choose(diagnosis_penalty=diagnosis.penalty, diagnosis_threshold=diagnosis.threshold)
         frequent, times = most_frequent(texts)
         fixed, fixed_bleu = best_by_bleu(texts, params.seed)
         test = split["test"]
-        written = {name: writer.write(test) for name, writer in writers.items()}
+        written = {name: writers[name].write(test) for name in (MODEL, RANDOM)}
         shuffled = _derange(np.random.default_rng(params.seed).permutation(len(test)))
         written |= {
+            TEXT_ONLY: writers[TEXT_ONLY].write(test[:1]) * len(test),
             "most_frequent_report": [frequent] * len(test),
             "fixed_report": [fixed] * len(test),
             "nearest_training_report": _nearest(tokens, split["train"], test),

@@ -30,7 +30,7 @@ def test_mean_recall_by_hand() -> None:
     # Texts: 6/7 and 6/7. Volumes: the first is second at best, the last has all at 0: 5/7, 6/7.
     assert mean_recall(image, text) == pytest.approx((6 / 7 + 6 / 7 + 5 / 7 + 6 / 7) / 4)
     assert mean_recall(image, image) == 1
-    # A gallery of two: one of two texts, one of two volumes stands at the wrong end.
+    # A gallery of two, and only the first text finds its volume: mean rank percentiles.
     assert mean_recall(image[:2], image[[0, 0], :][:2]) == pytest.approx((1 + 0 + 0 + 0) / 4)
 
 
