@@ -466,6 +466,9 @@ class Finetune(Section):
     num_steps: int = Field(100, ge=0)
     batch_size: int = Field(8, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
+    encoder_learning_rate_factor: float = Field(
+        1.0, gt=0, description="of a pre-trained encoder that learns too (finetune), to the head's"
+    )
     weight_decay: float = Field(0.01, ge=0)
     validation_fraction: Fraction = Field(0.1, ge=0, lt=1)
     test_fraction: Fraction = Field(
@@ -539,7 +542,7 @@ class Acdc(SegmentationTask):
 class CtRateRetrieval(Finetune):
     """Report <-> volume retrieval (spec/downstream 3)."""
 
-    MODES = ("zero_shot", "frozen")
+    MODES = ("zero_shot", "frozen", "finetune")
 
     rerank_top: int | None = Field(
         None, ge=2, description="of each ranking, looked at again by the fusion layers; null: none"

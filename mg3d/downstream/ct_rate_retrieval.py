@@ -17,7 +17,7 @@ def cases(data: Path, ledger: Ledger) -> list[Case]:
 
 TASK = DownstreamTask(
     name="ct_rate_retrieval",
-    version="1",
+    version="2",
     kind=retrieval,
     cases=cases,
     headline=("recall_at_5",),

@@ -86,7 +86,7 @@ def _text(entry: dict[str, Any]) -> str:
 
 TASK = DownstreamTask(
     name="ctrg_report",
-    version="2",
+    version="3",
     kind=report_generation,
     cases=cases,
     headline=("keyword_micro_f1", "cider_d"),

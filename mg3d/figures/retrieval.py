@@ -23,6 +23,18 @@ class Query:
     correct: Sequence[bool]
 
 
+@dataclass(frozen=True)
+class VolumeQuery:
+    """One row of the other sheet: a slice ``plane`` of a volume, and the ``texts`` that it found,
+    best first."""
+
+    plane: np.ndarray
+    rank: int
+    texts: Sequence[str]
+    captions: Sequence[str]
+    correct: Sequence[bool]
+
+
 def contact_sheet(queries: Sequence[Query], num_found: int, title: str) -> Figure:
     """One row per query: its text, then the first ``num_found`` volumes, the right one framed."""
     num_rows = max(1, len(queries))
@@ -45,6 +57,32 @@ def contact_sheet(queries: Sequence[Query], num_found: int, title: str) -> Figur
         ):
             axes = figure.add_subplot(grid[row, column + 1])
             axes.imshow(plane, cmap="gray", interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.set_title(caption, fontsize=6.5, color="green" if correct else "black")
+            for spine in axes.spines.values():
+                spine.set(color="green" if correct else "0.8", linewidth=3 if correct else 1)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def volume_contact_sheet(queries: Sequence[VolumeQuery], num_found: int, title: str) -> Figure:
+    """One row per query: its slice, then the first ``num_found`` reports, the right one framed."""
+    num_rows = max(1, len(queries))
+    figure = Figure(figsize=(2.2 + 2.6 * num_found, 2.3 * num_rows + 0.4), layout="constrained")
+    grid = figure.add_gridspec(num_rows, num_found + 1, width_ratios=[0.8] + [1] * num_found)
+    for row, query in enumerate(queries):
+        axes = figure.add_subplot(grid[row, 0])
+        axes.imshow(query.plane, cmap="gray", interpolation="nearest")
+        axes.set_title(f"right report: rank {query.rank}", fontsize=6.5)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for column, (report, caption, correct) in enumerate(
+            zip(query.texts, query.captions, query.correct, strict=True)
+        ):
+            axes = figure.add_subplot(grid[row, column + 1])
+            text = textwrap.fill(textwrap.shorten(report, 420, placeholder=" ..."), 42)
+            axes.text(0.03, 0.97, text, va="top", fontsize=5.5, transform=axes.transAxes)
             axes.set_xticks([])
             axes.set_yticks([])
             axes.set_title(caption, fontsize=6.5, color="green" if correct else "black")

@@ -1,7 +1,7 @@
 """How a head is trained: AdamW and the schedule of pre-training, through the one loop.
 
-Of a few steps, evenly spaced, the one with the lowest validation loss is kept; without validation
-cases it is the last. The choice enters the evaluation's `Selection`.
+Of a few steps, evenly spaced, the one with the lowest validation loss, or what the kind has in its
+place, is kept; without validation cases it is the last. The choice enters the `Selection`.
 """
 
 import hashlib
@@ -48,12 +48,16 @@ def fit_head(
     params: Finetune,
     on_metrics: OnMetrics,
     prefix: str,
+    criterion: Callable[[], float] | None = None,
 ) -> None:
     """Train what in ``step_module`` requires a gradient; leaves the best step in eval mode.
 
     ``step_module(make_batch(cases))`` returns losses by name with ``"total"``. ``prefix`` is the
     task's name for the model that is scored, and longer for a null baseline, whose step is chosen
-    likewise but is no choice of the evaluation. Raises ValueError without training cases.
+    likewise but is no choice of the evaluation. ``criterion()``, of the validation cases by the
+    module as it is, chooses instead of their mean loss; the lower, the better. A pre-trained
+    ``step_module.encoder`` learns ``params.encoder_learning_rate_factor`` times as fast.
+    Raises ValueError without training cases.
     """
     if not train:
         raise ValueError(
@@ -65,16 +69,15 @@ def fit_head(
         for indices in global_batches(params.seed, len(train), batch_size)
     )
     batches = (([case.case_id for case in cases], make_batch(cases)) for cases in chosen)
-    groups = parameter_groups(
-        step_module, learning_rate=params.learning_rate, weight_decay=params.weight_decay
-    )
-    optimizer = torch.optim.AdamW(groups)
+    optimizer = torch.optim.AdamW(optimizer_groups(step_module, params))
 
     best = Best()
 
     def validate(step: int) -> dict[str, float]:
         losses = _mean_losses(step_module, validation, make_batch, params.batch_size)
-        best.offer(step, losses["total"], step_module)
+        if criterion is not None:
+            losses["criterion"] = criterion()
+        best.offer(step, losses.get("criterion", losses["total"]), step_module)
         return losses
 
     fit(
@@ -93,11 +96,25 @@ def fit_head(
         step_module.load_state_dict(best.weights)
     step_module.eval()
     if "/" not in prefix:
+        by = "validation_loss" if criterion is None else "validation_criterion"
         choose(
             step=best.step or params.num_steps,
-            validation_loss=best.loss if best.weights else None,
             weights_sha256=weights_sha256(step_module),
+            **{by: best.loss if best.weights else None},
         )
+
+
+def optimizer_groups(step_module: nn.Module, params: Finetune) -> list[dict[str, Any]]:
+    """AdamW's groups: in mode ``finetune`` the encoder, if there is one, at a rate of its own."""
+    encoder = getattr(step_module, "encoder", None)
+    pretrained = [encoder] if params.mode == "finetune" and encoder is not None else []
+    return parameter_groups(
+        step_module,
+        learning_rate=params.learning_rate,
+        weight_decay=params.weight_decay,
+        heads=pretrained,
+        head_learning_rate_factor=params.encoder_learning_rate_factor,
+    )
 
 
 def weights_sha256(module: nn.Module) -> str:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mg3d.metrics.findings import FINDINGS
 from mg3d.params import CtrgReport
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
 
 class Reporter(nn.Module):
-    """Volume or its tokens -> a report. Without ``encoder`` the inputs are tokens [B, N, C].
+    """Volume or its tokens, and findings -> a report. Without ``encoder``: tokens [B, N, C].
 
     Tokens are standardised by the training set [M, N, C], place by place: what all chests share
-    would drown what differs.
+    would drown what differs. Findings [B, K] in {0, 1} are further tokens, one each for yes or no.
     """
 
     mean: Tensor
@@ -45,6 +46,7 @@ class Reporter(nn.Module):
         num_tokens, channels = train_tokens.shape[1:]
         self.project = nn.Linear(channels, params.width)
         self.place = nn.Parameter(torch.zeros(num_tokens, params.width))
+        self.prompt = nn.Parameter(0.5 * torch.randn(2, len(FINDINGS), params.width))
         self.decoder: Any = GPT2LMHeadModel(
             GPT2Config(
                 vocab_size=vocabulary_size,
@@ -59,18 +61,26 @@ class Reporter(nn.Module):
             )
         )
 
-    def memory(self, inputs: Tensor) -> Tensor:
-        """What the decoder attends to: [B, N, C] or [B, 1, D, H, W] -> [B, N, width]."""
-        tokens = inputs if self.encoder is None else self.encoder.tokens(inputs)
-        return self.project((tokens - self.mean) / self.deviation) + self.place
+    def take_language(self, other: "Reporter") -> None:
+        """Start from the decoder and the prompt of ``other``."""
+        self.decoder.load_state_dict(other.decoder.state_dict())
+        self.prompt.data.copy_(other.prompt)
 
-    def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """(inputs, ids [B, L] with 0 = padding) -> next-token cross-entropy."""
-        inputs, ids = batch
+    def memory(self, inputs: Tensor, findings: Tensor) -> Tensor:
+        """What the decoder attends to: [B, N, C] or [B, 1, D, H, W], and [B, K] ->
+        [B, N + K, width]."""
+        tokens = inputs if self.encoder is None else self.encoder.tokens(inputs)
+        seen = self.project((tokens - self.mean) / self.deviation) + self.place
+        told = torch.where(findings[..., None].bool(), self.prompt[1], self.prompt[0])
+        return torch.cat([seen, told], dim=1)
+
+    def forward(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+        """(inputs, findings [B, K], ids [B, L] with 0 = padding) -> next-token cross-entropy."""
+        inputs, findings, ids = batch
         logits = self.decoder(
             input_ids=ids,
             attention_mask=(ids != 0).long(),
-            encoder_hidden_states=self.memory(inputs),
+            encoder_hidden_states=self.memory(inputs, findings),
             use_cache=False,
         ).logits
         return {
@@ -78,15 +88,17 @@ class Reporter(nn.Module):
         }
 
     @torch.no_grad()
-    def generate(self, inputs: Tensor, num_beams: int, max_new_tokens: int) -> Tensor:
-        """Beam search from <bos>: ids [B, L]."""
-        memory = self.memory(inputs)
+    def generate(self, batch: tuple[Tensor, Tensor], num_beams: int, max_new_tokens: int) -> Tensor:
+        """(inputs, findings) -> ids [B * num_beams, L] by beam search from <bos>: the drafts of
+        each case one after another, the likeliest first."""
+        memory = self.memory(*batch)
         start = torch.ones(len(memory), 1, dtype=torch.long, device=memory.device)
         return self.decoder.generate(
             input_ids=start,
             attention_mask=torch.ones_like(start),
             encoder_hidden_states=memory,
             num_beams=num_beams,
+            num_return_sequences=num_beams,
             max_new_tokens=max_new_tokens,
             do_sample=False,
         )

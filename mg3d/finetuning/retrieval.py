@@ -1,13 +1,15 @@
 """Kind: which volume belongs to this report, which report to this volume; embed once, then rank.
 
 ``zero_shot`` uses the dual encoder as pre-trained; ``frozen`` trains one linear map on top of each
-side with the training pairs. Primary: one reconstruction per scan, so each query has one right
+side with the training pairs, ``finetune`` the dual encoder itself (`dual_tuning`).
+
+Primary: one reconstruction per scan, so each query has one right
 answer. Second (``siblings_*``): all reconstructions, any of the scan's counts. Volume to volume
 (``label_overlap_*``, ``same_labels_map_*``): the query's whole patient is left out. With
 ``rerank_top`` the first of each ranking also meet the query in the fusion layers (``reranked_*``).
 Ties are pessimistic (`metrics.retrieval`). Nulls: ``chance`` (K/N, computed), ``shuffled_pairs``
 (the same embeddings, every pair wrong), ``random_encoder`` (an untrained model of the same
-architecture).
+architecture; where the mode trains, with linear maps as in ``frozen``).
 """
 
 import json
@@ -18,21 +20,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mg3d import paths
 from mg3d.data.pairs import Collate
 from mg3d.figures import retrieval as figures
 from mg3d.finetuning import ranking, sentence_attention
-from mg3d.finetuning.dual_encoding import Encoded, encode
-from mg3d.finetuning.fitting import fit_head
+from mg3d.finetuning.dual_encoding import encode
+from mg3d.finetuning.dual_tuning import fit_dual_encoder, fit_projections
 from mg3d.finetuning.images import packed_cases
 from mg3d.finetuning.reranking import rerank
 from mg3d.finetuning.task import Case, OnMetrics, Scores, Split
 from mg3d.ledger import Ledger, Reason
 from mg3d.metrics.retrieval import label_overlap, ranks
-from mg3d.objectives.contrastive import info_nce
-from mg3d.params import CtRateRetrieval, Finetune
+from mg3d.params import CtRateRetrieval
 from mg3d.training.checkpoint import load_model
 
 if TYPE_CHECKING:
@@ -45,32 +46,6 @@ MODEL, RANDOM = "model", "random_encoder"
 CASES, SLICES = "cases.csv", "slices.npz"
 RERANKED, COST = "reranked.npz", "reranking.json"
 NUM_QUERIES, NUM_FOUND = 5, 5
-
-
-class Projections(nn.Module):
-    """One linear map per side on frozen embeddings, both starting as the identity."""
-
-    def __init__(self, width: int, temperature: float) -> None:
-        super().__init__()
-        self.image = nn.Linear(width, width, bias=False)
-        self.text = nn.Linear(width, width, bias=False)
-        nn.init.eye_(self.image.weight)
-        nn.init.eye_(self.text.weight)
-        self.temperature = temperature
-
-    def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """(image [B, E], text [B, E]) -> symmetric InfoNCE."""
-        image, text = batch
-        return {"total": info_nce(self.image(image), self.text(text), self.temperature)}
-
-    @torch.no_grad()
-    def applied(self, image: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """[V, E], [T, E] -> the same, projected and L2-normalised."""
-        rows = (
-            nn.functional.normalize(linear(torch.from_numpy(given)), dim=-1).numpy()
-            for linear, given in ((self.image, image), (self.text, text))
-        )
-        return next(rows), next(rows)
 
 
 def predict(
@@ -86,11 +61,11 @@ def predict(
     reconstruction and text [T, E] for every scan, ``cases.csv``, and what the second look and the
     figures need (see `Kind.predict`).
 
-    Raises ValueError for another mode than ``zero_shot`` and ``frozen``, and for a checkpoint
-    without a dual encoder.
+    Raises ValueError for another mode than these three, and for a checkpoint without a dual
+    encoder.
     """
-    if params.mode not in ("zero_shot", "frozen"):
-        raise ValueError(f"retrieval has no mode {params.mode}: use zero_shot or frozen")
+    if params.mode not in params.MODES:
+        raise ValueError(f"retrieval has no mode {params.mode}: use zero_shot, frozen or finetune")
     if params.mode == "zero_shot":
         for part in ("train", "validation"):
             for case in split[part]:
@@ -110,15 +85,23 @@ def predict(
     models = {MODEL: loaded.model, RANDOM: random_model}
     with packed_cases(split, loaded.contract, ledger) as volumes:
         projections = {}
-        if params.mode == "frozen":
-            temperature = loaded.objective_params.temperature
+        temperature = loaded.objective_params.temperature
+        if params.mode != "zero_shot":
             train, validation = (_primary(split[part]) for part in ("train", "validation"))
+            pairs = [*train, *validation]
             for system, model in models.items():
-                encoded = encode(model, [*train, *validation], volumes, collate)
-                projections[system] = _fitted(
-                    encoded, train, validation, params, temperature, on_metrics,
-                    prefix if system == MODEL else f"{prefix}/{system}",
-                )  # fmt: skip
+                if system == MODEL and params.mode == "finetune":
+                    known = encode(model, pairs, volumes, collate, {c.case_id for c in pairs})
+                    fit_dual_encoder(
+                        model, known.sentences, volumes, train, validation, params, temperature,
+                        on_metrics, prefix,
+                    )  # fmt: skip
+                else:
+                    encoded = encode(model, pairs, volumes, collate)
+                    name = prefix if system == MODEL else f"{prefix}/{system}"
+                    projections[system] = fit_projections(
+                        encoded, train, validation, params, temperature, on_metrics, name
+                    )
         test = split["test"]
         scans = _primary(test)
         meeting = {case.case_id for case in scans} if loaded.model.fuses_sentences else set()
@@ -157,10 +140,14 @@ def score(predictions: Path, params: CtRateRetrieval) -> Scores:
     shift = np.roll(np.arange(gallery), 1)
     metrics = ranking.metrics(image, text, table, params)
     counts = ranking.counts(image, text, table)
+    tied = ", ".join(str(counts[f"tied_{direction}"]) for direction in ranking.DIRECTIONS)
     notes = [
         f"gallery of {gallery} scans, one reconstruction each; chance of recall at 5 is "
         f"5/{gallery}; not comparable across gallery sizes",
-        "equal similarity ranks an irrelevant item first (pessimistic)",
+        f"equal similarity ranks an irrelevant item first (pessimistic); {tied} queries (reports, "
+        "volumes) have their right item tied",
+        f"siblings_*: all {len(table)} reconstructions, any of the scan's counts",
+        "random_encoder: untrained; where the mode trains, with linear maps as in frozen",
         "label overlap and same-labels MAP leave out the query's whole patient; two empty label "
         "sets overlap 1",
         "intervals resample patients among the queries; the gallery is fixed",
@@ -192,8 +179,9 @@ def score(predictions: Path, params: CtRateRetrieval) -> Scores:
 
 
 def draw(predictions: Path, params: CtRateRetrieval) -> "dict[str, Figure]":
-    """``contact_sheet`` of queries from the best to the worst rank, ``similarity``, and, where the
-    model fuses sentences, ``sentence_attention``."""
+    """``contact_sheet`` of reports and ``contact_sheet_volumes`` of volumes that ask, from the best
+    to the worst rank; ``similarity``, and, where the model fuses sentences,
+    ``sentence_attention``."""
     table = pd.read_csv(predictions / CASES)
     image, text = _read(predictions, MODEL)
     chosen = table["primary"].to_numpy(bool)
@@ -202,56 +190,54 @@ def draw(predictions: Path, params: CtRateRetrieval) -> "dict[str, Figure]":
     rows = table[chosen].reset_index(drop=True)
     labels = ranking.labels(rows)
     similarity = text @ image[chosen].T
-    rank = ranks(similarity, np.eye(len(rows), dtype=bool))
     overlap = label_overlap(labels) if len(labels[0]) else None
-    by_rank = np.argsort(rank, kind="stable")
-    shown = by_rank[np.linspace(0, len(rows) - 1, min(NUM_QUERIES, len(rows))).astype(int)]
-    queries = []
-    for query in shown:
-        found = np.argsort(-similarity[query], kind="stable")[:NUM_FOUND]
-        queries.append(
-            figures.Query(
-                text=rows["text"][query],
-                rank=int(rank[query]),
-                slices=[middle[item] for item in found],
-                captions=[
-                    f"{rows['patient_id'][item]}\n{similarity[query, item]:.2f}"
-                    + (f", labels {overlap[query, item]:.2f}" if overlap is not None else "")
-                    for item in found
-                ],
-                correct=[bool(item == query) for item in found],
-            )
-        )
     own = np.eye(len(rows), dtype=bool)
-    title = f"report to volume: first {NUM_FOUND} of {len(rows)}; the right one is green"
+
+    def captions(query: int, found: np.ndarray, matrix: np.ndarray) -> list[str]:
+        return [
+            f"{rows['patient_id'][item]}\n{matrix[query, item]:.2f}"
+            + (f", labels {overlap[query, item]:.2f}" if overlap is not None else "")
+            for item in found
+        ]
+
+    reports = [
+        figures.Query(
+            text=rows["text"][query],
+            rank=rank,
+            slices=[middle[item] for item in found],
+            captions=captions(query, found, similarity),
+            correct=[bool(item == query) for item in found],
+        )
+        for query, rank, found in _shown(similarity)
+    ]
+    volumes = [
+        figures.VolumeQuery(
+            plane=middle[query],
+            rank=rank,
+            texts=[rows["text"][item] for item in found],
+            captions=captions(query, found, similarity.T),
+            correct=[bool(item == query) for item in found],
+        )
+        for query, rank, found in _shown(similarity.T)
+    ]
+    first = f"first {NUM_FOUND} of {len(rows)}; the right one is green"
     return {
-        "contact_sheet": figures.contact_sheet(queries, NUM_FOUND, title),
+        "contact_sheet": figures.contact_sheet(reports, NUM_FOUND, f"report to volume: {first}"),
+        "contact_sheet_volumes": figures.volume_contact_sheet(
+            volumes, NUM_FOUND, f"volume to report: {first}"
+        ),
         "similarity": figures.similarity_histogram(similarity[own], similarity[~own]),
         **sentence_attention.draw(predictions),
     }
 
 
-def _fitted(
-    encoded: Encoded,
-    train: Sequence[Case],
-    validation: Sequence[Case],
-    params: Finetune,
-    temperature: float,
-    on_metrics: OnMetrics,
-    prefix: str,
-) -> Projections:
-    """`Projections` trained on the training pairs."""
-    projections = Projections(len(next(iter(encoded.text.values()))), temperature)
-
-    def make_batch(cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
-        return (
-            torch.from_numpy(np.stack([encoded.image[case.case_id] for case in cases])),
-            torch.from_numpy(np.stack([encoded.text[case.scan_id] for case in cases])),
-        )
-
-    report = (lambda step, metrics: None) if "/" in prefix else on_metrics
-    fit_head(projections, train, validation, make_batch, params, report, prefix)
-    return projections
+def _shown(similarity: np.ndarray) -> list[tuple[int, int, np.ndarray]]:
+    """Queries from the best to the worst rank, evenly: index, rank, and what comes first."""
+    rank = ranks(similarity, np.eye(len(similarity), dtype=bool))
+    by_rank = np.argsort(rank, kind="stable")
+    shown = by_rank[np.linspace(0, len(rank) - 1, min(NUM_QUERIES, len(rank))).astype(int)]
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, :NUM_FOUND]
+    return [(int(query), int(rank[query]), order[query]) for query in shown]
 
 
 def _rerank(

@@ -57,7 +57,7 @@ def test_wrong_layout(tmp_path: Path) -> None:
         cases(tmp_path, Ledger("ct_rate_retrieval", "case"))
 
 
-@pytest.mark.parametrize("mode", ["zero_shot", "frozen"])
+@pytest.mark.parametrize("mode", ["zero_shot", "frozen", "finetune"])
 def test_end_to_end(tmp_path: Path, checkpoint: Path, mode: str) -> None:
     write_ct_rate(tmp_path / "data")
     params = CtRateRetrieval(mode=mode, num_steps=3, batch_size=4, num_bootstrap=100)
@@ -71,7 +71,10 @@ def test_end_to_end(tmp_path: Path, checkpoint: Path, mode: str) -> None:
     assert set(result["headline"]["null"]) == {"chance", "shuffled_pairs", "random_encoder"}
     left_out = result["ledger"]["reasons"].get("not_in_split", 0)
     assert left_out == (6 if mode == "zero_shot" else 0)
-    assert {path.stem for path in (out / "figures").iterdir()} == {"contact_sheet", "similarity"}
+    assert {path.stem for path in (out / "figures").iterdir()} == {
+        "contact_sheet", "contact_sheet_volumes", "similarity",
+    }  # fmt: skip
+    assert result["notes"][0].startswith("gallery of 6 scans")
 
     # Hand-made embeddings with a known ranking: report i is nearest to volume i but for the last.
     order = np.eye(6, dtype=np.float32)
@@ -93,8 +96,8 @@ def test_end_to_end(tmp_path: Path, checkpoint: Path, mode: str) -> None:
 
 def test_other_modes_are_refused(tmp_path: Path, checkpoint: Path) -> None:
     write_ct_rate(tmp_path / "data", num_train=0, num_valid=2)
-    params = CtRateRetrieval(mode="finetune", num_bootstrap=100)
-    with pytest.raises(ValueError, match="use zero_shot or frozen"):
+    params = CtRateRetrieval(mode="prompt_tuned", num_bootstrap=100)
+    with pytest.raises(ValueError, match="use zero_shot, frozen or finetune"):
         evaluate(
             TASK, checkpoint, tmp_path / "data", tmp_path / "out", params, lambda step, m: None
         )

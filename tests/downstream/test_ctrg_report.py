@@ -125,7 +125,7 @@ def test_end_to_end(tmp_path: Path, checkpoint: Path, mode: str) -> None:
     assert json.loads((out / "result.json").read_text()) == result
     assert set(result["headline"]["null"]) == {
         "most_frequent_report", "fixed_report", "text_only", "nearest_training_report",
-        "shuffled_images",
+        "shuffled_images", "random_encoder",
     }  # fmt: skip
     assert result["metrics"]["meteor"]["value"] is None
     assert "Java" in result["unavailable"]["meteor"]
@@ -144,4 +144,6 @@ def test_end_to_end(tmp_path: Path, checkpoint: Path, mode: str) -> None:
     for constant in ("most_frequent_report", "fixed_report", "text_only"):
         assert len({row["hypothesis"] for row in lines(constant)}) == 1  # no image, no difference
     assert [row["case_id"] for row in lines("scored")] == [row["case_id"] for row in rows]
+    chosen = json.loads((out / "selection.json").read_text())["chosen"]
+    assert {"step", "diagnosis_penalty", "diagnosis_threshold"} <= set(chosen)
     assert [path.stem for path in (out / "figures").iterdir()] == ["reports"]

@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mg3d.finetuning.report_generation import NULLS, SCORED, _derange, _scored, score
+from mg3d.finetuning.report_generation import NULLS, SCORED, _derange, score
+from mg3d.finetuning.report_scores import scored
 from mg3d.params import CtrgReport
 
 REFERENCES = ["A nodule. No effusion.", "Emphysema.", "The heart is normal."]
@@ -19,7 +20,7 @@ def rows(hypotheses: list[str]) -> list[dict[str, str]]:
 
 
 def test_each_case_has_its_own_scores_and_findings() -> None:
-    first, second, third = _scored(rows(HYPOTHESES))
+    first, second, third = scored(rows(HYPOTHESES))
     assert first["reference_findings"] == ["nodule"]
     assert first["hypothesis_findings"] == ["pleural_effusion", "nodule"]
     assert first["keyword_f1"] == pytest.approx(2 / 3)
@@ -44,13 +45,17 @@ def test_scores_come_from_the_files_alone_and_are_written_case_by_case(tmp_path:
     assert values["keyword_micro_recall"] == 1
     assert values["keyword_micro_f1"] == pytest.approx(4 / 5)
     assert values["keyword_example_f1"] == pytest.approx((2 / 3 + 1) / 2)
+    # Of the 18: the same cells; 54 cells with 2 positive: a hit earns 13, the false alarm costs 1.
+    assert values["keyword_ct_rate_micro_f1"] == pytest.approx(4 / 5)
+    assert values["keyword_ct_rate_macro_f1"] == 1  # the effusion is no label of these references
+    assert values["keyword_ct_rate_crg"] == pytest.approx(26 / (52 - (2 * 13 - 1)))
     assert values["meteor"] is None
     assert set(scores.nulls) == set(NULLS)
     null = scores.nulls["text_only"]
     assert null["keyword_micro_recall"].value == pytest.approx(1 / 2)
     assert all(set(metrics) == set(scores.metrics) for metrics in scores.nulls.values())
     written = [json.loads(line) for line in (tmp_path / SCORED).read_text().splitlines()]
-    assert written == _scored(rows(HYPOTHESES))
+    assert written == scored(rows(HYPOTHESES))
     assert np.mean([row["cider_d"] for row in written]) == pytest.approx(values["cider_d"])
 
 

@@ -4,6 +4,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 
 from mg3d.metrics.findings import (
     FINDINGS,
+    Status,
     example_f1,
     finding_matrix,
     findings,
@@ -11,6 +12,7 @@ from mg3d.metrics.findings import (
     micro_f1,
     micro_precision,
     micro_recall,
+    statuses,
 )
 
 
@@ -31,11 +33,37 @@ from mg3d.metrics.findings import (
         ("Enlarged mediastinal lymph nodes.", {"lymphadenopathy"}),
         ("Mild calcified plaques in the coronary arteries.", {"coronary_calcification"}),
         ("Severe enlargement of the cardiac silhouette.", {"cardiomegaly"}),
+        ("No change of the pleural effusion.", {"pleural_effusion"}),
+        ("Without significant interval growth of the nodule.", {"nodule"}),
+        ("The nodule is not calcified.", {"nodule"}),
+        ("Adrenal nodule. Subcutaneous emphysema.", set()),
+        ("No effusion, there is a mass.", {"mass"}),
         ("", set()),
     ],
 )
 def test_by_hand(text: str, expected: set[str]) -> None:
     assert findings(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Consolidation.", Status.PRESENT),
+        ("Consolidation, likely pneumonia.", Status.PRESENT),  # the doubt is about its cause
+        ("Possible consolidation.", Status.UNCERTAIN),
+        ("Opacity at the base may represent consolidation.", Status.UNCERTAIN),
+        ("Consolidation cannot be excluded.", Status.UNCERTAIN),
+        ("Consolidation is not excluded.", Status.UNCERTAIN),
+        ("Suspicious for consolidation.", Status.UNCERTAIN),
+        ("No suspicious consolidation.", Status.ABSENT),
+        ("Consolidation has resolved.", Status.ABSENT),
+        ("No consolidation. Possible consolidation on the left.", Status.UNCERTAIN),
+        ("Possible consolidation; consolidation on the left.", Status.PRESENT),
+    ],
+)
+def test_doubt_is_no_denial(text: str, expected: Status) -> None:
+    assert statuses(text)["consolidation"] == expected
+    assert ("consolidation" in findings(text)) == (expected != Status.ABSENT)
 
 
 def test_f1_agree_with_scikit_learn() -> None:
