@@ -2,7 +2,9 @@
 
 Several seeds become one row: the mean on the same test cases, its interval by patient, the
 deviation over seeds. A pre-trained mode is tested against ``scratch`` of the same task, paired on
-the patients. Markdown, CSV and one page that needs no network, all beside the results.
+the patients: for ``finetune`` that is the same procedure without pre-training. For modes that leave
+the encoder as it is, the same procedure is the null ``random_encoder`` of the cell itself, tested
+likewise. Markdown, CSV and one page that needs no network, all beside the results.
 """
 
 import base64
@@ -25,6 +27,8 @@ from mg3d.score import params_of, results, samples_of
 MARKDOWN, CSV, PAGE = "results.md", "results.csv", "results.html"
 SEED = 0
 BASELINE = "scratch"
+RANDOM = "random_encoder"
+TRAINED = ("scratch", "finetune")  # modes whose encoder learns: RANDOM, which does not, is no peer
 COLUMNS = (
     "task",
     "mode",
@@ -36,12 +40,15 @@ COLUMNS = (
     "null baselines",
     "minus scratch",
     "p",
+    "minus random encoder",
+    "p of it",
     "used",
     "left out",
 )
 CSV_COLUMNS = (
     *("task", "mode", "metric", "value", "low", "high", "reason", "spread", "seeds", "nulls"),
     *("difference", "difference_low", "difference_high", "p_value"),
+    *("random_difference", "random_difference_low", "random_difference_high", "random_p_value"),
     *("used", "left_out", "test_openings"),
 )
 
@@ -58,6 +65,7 @@ class Row:
     spread: float | None
     nulls: Mapping[str, float | None]
     against_scratch: Difference | None
+    against_random: Difference | None
     used: int
     left_out: int
     test_openings: int
@@ -65,7 +73,7 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         """As text, in the order of `COLUMNS`."""
-        difference = self.against_scratch
+        null = "random_encoder (a frozen probe)" if self.mode in TRAINED else RANDOM
         return (
             self.task,
             self.mode,
@@ -74,11 +82,12 @@ class Row:
             _number(self.estimate.value),
             _interval(self.estimate.interval),
             _number(self.spread, "-"),
-            ", ".join(f"{name} {_number(value)}" for name, value in self.nulls.items()),
-            "-"
-            if difference is None or difference.value is None
-            else f"{difference.value:+.3f} ({_interval(difference.interval)})",
-            "-" if difference is None else _number(difference.p_value, "-"),
+            ", ".join(
+                f"{null if name == RANDOM else name} {_number(value)}"
+                for name, value in self.nulls.items()
+            ),
+            *_difference(self.against_scratch),
+            *_difference(self.against_random),
             str(self.used),
             str(self.left_out),
         )
@@ -113,19 +122,29 @@ def rows(run: Path) -> list[Row]:
         if task in compared:  # one metric for all modes
             metric = next(iter(cells[task, BASELINE].values()))["headline"]["name"]
         estimate = _recorded(first, metric)
-        if task in compared or len(of_cell) > 1:
-            num_resamples = params_of(first).num_bootstrap
-            seeds = [samples_of(*item).metrics[metric] for item in of_cell.items()]
-            means[task, mode] = mean_of(seeds, num_resamples=num_resamples, seed=SEED)
+        has_peer = mode not in TRAINED and metric in first["nulls"].get(RANDOM, ())
+        num_resamples = params_of(first).num_bootstrap
+        untrained = None
+        if task in compared or len(of_cell) > 1 or has_peer:
+            scores = [samples_of(*item) for item in of_cell.items()]
+            means[task, mode] = scores[0].metrics[metric]
             if len(of_cell) > 1:
-                estimate = means[task, mode]
+                means[task, mode] = estimate = mean_of(
+                    [score.metrics[metric] for score in scores],
+                    num_resamples=num_resamples,
+                    seed=SEED,
+                )
+            if has_peer:
+                of_random = mean_of(  # its own interval is not wanted
+                    [score.nulls[RANDOM][metric] for score in scores], num_resamples=1, seed=SEED
+                )
+                untrained = paired_difference(
+                    of_random, means[task, mode], num_resamples=num_resamples, seed=SEED
+                )
         difference = None
         if task in compared and mode != BASELINE:
             difference = paired_difference(
-                means[task, BASELINE],
-                means[task, mode],
-                num_resamples=params_of(first).num_bootstrap,
-                seed=SEED,
+                means[task, BASELINE], means[task, mode], num_resamples=num_resamples, seed=SEED
             )
         values = {r["seed"]: _recorded(r, metric).value for r in of_cell.values()}
         known = [value for value in values.values() if value is not None]
@@ -139,6 +158,7 @@ def rows(run: Path) -> list[Row]:
                 spread=statistics.stdev(known) if len(known) > 1 else None,
                 nulls=_nulls(list(of_cell.values()), metric),
                 against_scratch=difference,
+                against_random=untrained,
                 used=first["ledger"]["used"],
                 left_out=first["ledger"]["quarantined"],
                 test_openings=last.get("test_openings", 0),
@@ -188,15 +208,21 @@ def _csv(found: Sequence[Row]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for row in found:
-        difference = row.against_scratch or Difference(None)
+        differences = [
+            row.against_scratch or Difference(None),
+            row.against_random or Difference(None),
+        ]
         writer.writerow(
             [
                 *(row.task, row.mode, row.metric, row.estimate.value),
                 *(row.estimate.interval or (None, None)),
                 *(row.estimate.reason, row.spread, _list(row.of_seed), _list(row.nulls)),
-                difference.value,
-                *(difference.interval or (None, None)),
-                *(difference.p_value, row.used, row.left_out, row.test_openings),
+                *(
+                    number
+                    for one in differences
+                    for number in (one.value, *(one.interval or (None, None)), one.p_value)
+                ),
+                *(row.used, row.left_out, row.test_openings),
             ]
         )
     return out.getvalue()
@@ -223,8 +249,9 @@ def _page(run: Path, found: Sequence[Row]) -> str:
         "text-align:left}img{max-width:100%}</style>\n"
         f"<h1>{title}</h1>\n<table><tr>{head}</tr>\n{body}</table>\n"
         "<p>Intervals: bootstrap by patient. Minus scratch: paired on the same patients, interval "
-        "and two-sided p value. Several seeds: mean and standard deviation; the interval is that "
-        "of the mean.</p>\n"
+        "and two-sided p value; for finetune the same procedure without pre-training. Minus random "
+        "encoder: likewise, for modes that leave the encoder as it is. Several seeds: "
+        "mean and standard deviation; the interval is that of the mean.</p>\n"
         f"{_picture(drawn.getvalue(), 'Forest plot of the table')}\n"
         + "".join(_details(folder) for row in found for folder in row.folders)
         + "</html>\n"
@@ -263,6 +290,14 @@ def _picture(png: bytes, name: str) -> str:
 
 def _list(values: Mapping[Any, float | None]) -> str:
     return ";".join(f"{name}={'' if value is None else value}" for name, value in values.items())
+
+
+def _difference(difference: Difference | None) -> tuple[str, str]:
+    """With its interval, and its p value."""
+    if difference is None or difference.value is None:
+        return "-", "-"
+    text = f"{difference.value:+.3f} ({_interval(difference.interval)})"
+    return text, _number(difference.p_value, "-")
 
 
 def _interval(interval: tuple[float, float] | None) -> str:

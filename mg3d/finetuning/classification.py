@@ -7,7 +7,8 @@ chosen on validation predictions, which are files like those of test, and stored
 
 Primary: one reconstruction per scan. Where scans have several, ``all_volumes_*`` score every
 reconstruction, as the literature on CT-RATE does. Nulls: ``prevalence``, one probability for all;
-``random_encoder``, the same procedure on an untrained encoder.
+``random_encoder``, a probe on an untrained encoder that stays frozen (asked by prompts where the
+mode does): the same procedure as ``frozen``, and not that of ``finetune``, whose is ``scratch``.
 """
 
 from collections.abc import Callable, Sequence

@@ -28,6 +28,17 @@ def starting_encoder(
     return encoder, contract, {"contract_digest": contract.digest(), "encoder_coverage": used}
 
 
+def about_random_encoder(mode: str) -> str:
+    """What the null ``random_encoder`` is to a cell's mode: a note of its result."""
+    if mode in ("scratch", "finetune"):
+        return (
+            "random_encoder is a probe on an untrained encoder that stays frozen, not the "
+            f"procedure of mode {mode}; finetune is to be compared with mode scratch, which "
+            "trains alike: `mg3d table` pairs them by patient"
+        )
+    return f"random_encoder is the same procedure, mode {mode}, on an untrained encoder"
+
+
 def random_encoder(checkpoint: Path, seed: int) -> "VolumeEncoder":
     """The checkpoint's architecture with fresh weights: the null baseline of pre-training."""
     from mg3d.models.vision import vision_encoder

@@ -223,6 +223,8 @@ def evaluate(
 
     import torch
 
+    from mg3d.finetuning.encoders import about_random_encoder
+
     began = time.monotonic()
     torch.set_num_threads(params.num_threads)
     ledger = Ledger(task.name, "case")
@@ -258,7 +260,7 @@ def evaluate(
     ledger.write(out)
 
     scores = task.kind.score(predictions, params)
-    result = {
+    result: dict[str, Any] = {
         "task": task.name,
         "version": task.version,
         "kind": task.kind.NAME,
@@ -282,6 +284,8 @@ def evaluate(
         "licence": task.licence,
         "inputs": inputs,
     }
+    if "random_encoder" in scores.nulls:
+        result["notes"].append(about_random_encoder(params.mode))
     figures = out / paths.FIGURES
     figures.mkdir(exist_ok=True)
     for name, figure in task.kind.draw(predictions, params).items():
