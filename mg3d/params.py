@@ -633,6 +633,12 @@ class Evaluate(Section):
     seeds: tuple[int, ...] = Field((), description="of each task; empty: the task's own seed")
     num_parallel: int = Field(2, ge=1, description="cells at once, a process each")
     max_memory_gb: float | None = Field(None, gt=0, description="of a cell; null: no limit")
+    num_gpus: int | None = Field(
+        None, ge=0, description="the first so many; null: all that CUDA shows; num_parallel on each"
+    )
+    cache_gb: float = Field(
+        20.0, ge=0, description="runs/cache: volumes and embeddings that cells share; 0: none"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Evaluate":

@@ -111,7 +111,7 @@ def predict(
                 ("random_encoder", untrained, True, _silent, f"{prefix}/random_encoder"),
             ):
                 logits = fitted(
-                    start, frozen, split, volumes.batch, labels, len(names), masked_loss, params,
+                    start, frozen, split, volumes, labels, len(names), masked_loss, params,
                     report, name,
                 )  # fmt: skip
                 predicted[system] = lambda part, logits=logits: _sigmoid(logits(part))  # type: ignore[misc]

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mg3d.device import best as best_device
+from mg3d.device import moved
 from mg3d.finetuning.selection import choose
 from mg3d.finetuning.task import Case, OnMetrics
 from mg3d.params import Finetune
@@ -53,7 +55,8 @@ def fit_head(
 
     ``step_module(make_batch(cases))`` returns losses by name with ``"total"``. ``prefix`` is the
     task's name for the model that is scored, and longer for a null baseline, whose step is chosen
-    likewise but is no choice of the evaluation. Raises ValueError without training cases.
+    likewise but is no choice of the evaluation. The module moves to the best device and stays
+    there, and so does every batch. Raises ValueError without training cases.
     """
     if not train:
         raise ValueError(
@@ -64,7 +67,13 @@ def fit_head(
         [train[index] for index in indices]
         for indices in global_batches(params.seed, len(train), batch_size)
     )
-    batches = (([case.case_id for case in cases], make_batch(cases)) for cases in chosen)
+    device = best_device()
+    step_module.to(device)
+
+    def batch_of(cases: Sequence[Case]) -> Any:
+        return moved(make_batch(cases), device)
+
+    batches = (([case.case_id for case in cases], batch_of(cases)) for cases in chosen)
     groups = parameter_groups(
         step_module, learning_rate=params.learning_rate, weight_decay=params.weight_decay
     )
@@ -73,7 +82,7 @@ def fit_head(
     best = Best()
 
     def validate(step: int) -> dict[str, float]:
-        losses = _mean_losses(step_module, validation, make_batch, params.batch_size)
+        losses = _mean_losses(step_module, validation, batch_of, params.batch_size)
         best.offer(step, losses["total"], step_module)
         return losses
 

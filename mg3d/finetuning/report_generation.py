@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from mg3d import paths
 from mg3d.figures import report_generation as figures
+from mg3d.finetuning.embeddings import embedded
 from mg3d.finetuning.encoders import starting_encoder
 from mg3d.finetuning.fitting import fit_head
 from mg3d.finetuning.image_free import best_by_bleu, most_frequent
-from mg3d.finetuning.images import PackedCases, packed_cases
+from mg3d.finetuning.images import packed_cases
 from mg3d.finetuning.reporter import Reporter, encode, train_tokenizer
 from mg3d.finetuning.task import Case, OnMetrics, Scores, Split
 from mg3d.ledger import Ledger
@@ -53,7 +54,6 @@ NULLS = (
 )
 SLICES, TOKENIZER, FACTS = "slices.npz", "tokenizer.json", "facts.json"
 SCORED = "scored.jsonl"
-EMBED_BATCH = 4
 NUM_SHOWN = 4
 
 
@@ -73,13 +73,16 @@ def predict(
     """
     if params.mode == "zero_shot":
         raise ValueError("report generation has no zero_shot mode: use frozen, finetune or scratch")
+    from mg3d.models.vision import tokens_of
+
     encoder, contract, provenance = starting_encoder(checkpoint, params)
     frozen = params.mode == "frozen"
     with packed_cases(split, contract, ledger) as volumes:
         train, validation = split["train"], split["validation"]
         texts = [case.text for case in train]
         tokenizer = train_tokenizer(texts, params.vocabulary_size)
-        tokens = _tokens(encoder, [c for cases in split.values() for c in cases], volumes)
+        known = [case for cases in split.values() for case in cases]
+        tokens = embedded(encoder, known, volumes, tokens_of)
 
         def with_images(cases: Sequence[Case]) -> Tensor:
             if frozen:
@@ -196,18 +199,6 @@ def draw(predictions: Path, params: CtrgReport) -> "dict[str, Figure]":
                     )
                 )
     return {"reports": figures.report_sheet(shown)}
-
-
-@torch.no_grad()
-def _tokens(encoder: Any, cases: Sequence[Case], volumes: PackedCases) -> dict[str, Tensor]:
-    """Visual tokens [N, C] by case id, each volume once."""
-    encoder.eval()
-    tokens: dict[str, Tensor] = {}
-    for start in range(0, len(cases), EMBED_BATCH):
-        chosen = cases[start : start + EMBED_BATCH]
-        rows = encoder.tokens(volumes.batch(chosen))
-        tokens |= {case.case_id: row for case, row in zip(chosen, rows, strict=True)}
-    return tokens
 
 
 def _nearest(tokens: dict[str, Tensor], train: Sequence[Case], test: Sequence[Case]) -> list[str]:

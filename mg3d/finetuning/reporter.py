@@ -61,6 +61,7 @@ class Reporter(nn.Module):
 
     def memory(self, inputs: Tensor) -> Tensor:
         """What the decoder attends to: [B, N, C] or [B, 1, D, H, W] -> [B, N, width]."""
+        inputs = inputs.to(self.place.device)
         tokens = inputs if self.encoder is None else self.encoder.tokens(inputs)
         return self.project((tokens - self.mean) / self.deviation) + self.place
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mg3d import paths
 from mg3d.data.pairs import Collate
+from mg3d.device import best
 from mg3d.figures import retrieval as figures
 from mg3d.finetuning import ranking, sentence_attention
 from mg3d.finetuning.dual_encoding import Encoded, encode
@@ -67,7 +68,11 @@ class Projections(nn.Module):
     def applied(self, image: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """[V, E], [T, E] -> the same, projected and L2-normalised."""
         rows = (
-            nn.functional.normalize(linear(torch.from_numpy(given)), dim=-1).numpy()
+            nn.functional.normalize(
+                linear(torch.from_numpy(given).to(linear.weight.device)), dim=-1
+            )
+            .cpu()
+            .numpy()
             for linear, given in ((self.image, image), (self.text, text))
         )
         return next(rows), next(rows)
@@ -107,7 +112,7 @@ def predict(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed + 1)
         random_model = build(loaded.model_params, loaded.objective_params).eval()
-    models = {MODEL: loaded.model, RANDOM: random_model}
+    models = {MODEL: loaded.model.to(best()), RANDOM: random_model.to(best())}
     with packed_cases(split, loaded.contract, ledger) as volumes:
         projections = {}
         if params.mode == "frozen":

@@ -40,7 +40,8 @@ class Case:
     ``image`` is a .nii(.gz), a .mha, or a folder of JPG slices. ``labels`` are 0, 1, or None where
     a label does not apply. ``stratum`` keeps rare kinds of case in every split. ``scan_id`` is
     shared by the reconstructions of one scan. ``read`` gives HU and affine of an image that is not
-    what its file says. Ids are pseudonyms.
+    what its file says, and ``facts`` (text) are all that decides these beside the file. Ids are
+    pseudonyms.
     """
 
     case_id: str
@@ -53,6 +54,7 @@ class Case:
     split: str | None = None
     stratum: str = ""
     read: Callable[[], Volume] | None = None
+    facts: str = ""
 
 
 Split = dict[str, list[Case]]
@@ -193,13 +195,17 @@ def evaluate(
     params: Finetune,
     on_metrics: OnMetrics,
     openings: Path | None = None,
+    cache: Path | None = None,
+    cache_gb: float = 20.0,
 ) -> dict[str, Any]:
     """Predict, score, draw; write ``out/result.json`` and return it.
 
     ``data`` is the folder of this data set in its official layout. If a result with the same
     inputs (params, weights, data, code) is there, it is returned without work. ``openings`` is the
-    file that counts the selections which opened a test split (default: one in ``out``). Raises
-    ValueError when the data are missing, leave nothing to test on, or are looked at too early.
+    file that counts the selections which opened a test split (default: one in ``out``). In
+    ``cache``, of ``cache_gb``, evaluations share volumes and embeddings (`finetuning.store`).
+    Raises ValueError when the data are missing, leave nothing to test on, or are looked at too
+    early.
     """
     if not data.is_dir():
         raise ValueError(
@@ -224,6 +230,7 @@ def evaluate(
     import torch
 
     from mg3d.finetuning.encoders import about_random_encoder
+    from mg3d.finetuning.store import keeping
 
     began = time.monotonic()
     torch.set_num_threads(params.num_threads)
@@ -248,7 +255,7 @@ def evaluate(
     if params.mode == "zero_shot":  # trains nothing: the checkpoint is the choice
         selection.choose(weights_sha256=inputs["checkpoint"])
     split = ClosedSplit(split, selection)
-    with selecting(selection):
+    with selecting(selection), keeping(cache, cache_gb):
         provenance = task.kind.predict(
             split, checkpoint, predictions, params, ledger, on_metrics, task.name
         )
