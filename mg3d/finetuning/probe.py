@@ -104,10 +104,10 @@ def fitted(
     prefix: str,
 ) -> Predicted:
     """Train on train; returns what gives the logits of a part of the split, test when it opens."""
-    train, validation = split["train"], split["validation"]
-    known = [case for cases in split.values() for case in cases] if frozen else train
     from mg3d.models.vision import features_of
 
+    train, validation = split["train"], split["validation"]
+    known = [case for cases in split.values() for case in cases] if frozen else train
     features = embedded(encoder, known, volumes, features_of)
     classifier = fit_probe(
         features, train, validation, labels, num_outputs, loss, params, on_metrics, prefix,

@@ -88,8 +88,8 @@ def test_cubes_are_those_of_the_whole_scan_resampled(axes: np.ndarray) -> None:
         start = index[::-1] + 40 - 16
         expected = far[tuple(slice(a, a + 32) for a in start)]
         gap = np.abs(scan.cube((-x, -y, z)).astype(int) - expected)
-        assert gap.max() <= 1  # where a value lies between two integers
-        assert (gap > 0).mean() < 1e-3
+        assert gap.max() <= 1  # where a value lies midway between two integers
+        assert (gap > 0).mean() < 0.01
 
 
 SCAN = Scan(

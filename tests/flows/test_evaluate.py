@@ -72,7 +72,9 @@ def test_cells_get_one_gpu_each_and_so_many_on_each(
     text = Path("params.yaml").read_text()
     text = text.replace("  num_parallel: 2 # cells at once, a process", "  num_parallel: 1 #")
     Path("params.yaml").write_text(text)
-    lock, running, most, seen = threading.Lock(), 0, 0, []
+    lock, running, most = threading.Lock(), 0, 0
+    seen: list[str] = []
+    busy: set[str] = set()
 
     def mg3d(*arguments: Any, label: str, env: dict[str, str]) -> str:
         nonlocal running, most
@@ -88,7 +90,6 @@ def test_cells_get_one_gpu_each_and_so_many_on_each(
             busy.discard(env[gpus.VISIBLE])
         return str(arguments[arguments.index("--out") + 1] / "result.json")
 
-    busy: set[str] = set()
     monkeypatch.setattr(child, "mg3d", mg3d)
     evaluate(CHECKPOINT)
     assert most == 2
