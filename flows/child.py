@@ -19,9 +19,10 @@ _ui = logging.Logger(__name__, logging.INFO)  # outside the logging tree: the te
 _ui.addHandler(APILogHandler())
 
 
-def mg3d(*arguments: str | Path, label: str = "") -> str:
-    """Run ``mg3d <arguments>``; its last line. ``label`` starts each line shown."""
-    return _run([*MG3D, *map(str, arguments)], label)
+def mg3d(*arguments: str | Path, label: str = "", env: dict[str, str] | None = None) -> str:
+    """Run ``mg3d <arguments>``; its last line. ``label`` starts each line shown; ``env`` is added
+    to the environment."""
+    return _run([*MG3D, *map(str, arguments)], label, env)
 
 
 def mg3d_to_the_end(*arguments: str | Path) -> Path:
@@ -42,9 +43,9 @@ def dvc(*arguments: str | Path) -> str:
     return _run([*DVC, *map(str, arguments)])
 
 
-def _run(command: list[str], label: str = "") -> str:
+def _run(command: list[str], label: str = "", env: dict[str, str] | None = None) -> str:
     def show(line: str) -> None:
         print(label + line, flush=True)
         _ui.info("%s", line)
 
-    return launch.run(command, show)
+    return launch.run(command, show, env)

@@ -1,6 +1,7 @@
 """Fan out the downstream tasks, their modes, seeds and folds: all finish, then fail loudly."""
 
 from pathlib import Path
+from queue import SimpleQueue
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
@@ -9,22 +10,30 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import child
 from flows.command_line import main
-from mg3d import launch, paths
+from mg3d import gpus, launch, paths
 from mg3d.params import Cell, load_params
 
 
 @task(task_run_name="{cell}", cache_policy=NO_CACHE)
-def evaluate_one(cell: Cell, checkpoint: Path, params: Path) -> Path:
-    """One cell in its own process: its own seed, device, memory limit and crash."""
+def evaluate_one(
+    cell: Cell, checkpoint: Path, params: Path, free: "SimpleQueue[str | None] | None" = None
+) -> Path:
+    """One cell in its own process: its own seed, device, memory limit and crash.
+
+    ``free`` are the places left to run at: a GPU each, or None where there is none.
+    """
     flags: tuple[str, ...] = ("--task", cell.task, "--mode", cell.mode, "--seed", str(cell.seed))
     if cell.fold is not None:
         flags += ("--fold", str(cell.fold))
     out = paths.cell_folder(checkpoint.parent.parent, *cell)
-    return Path(
-        child.mg3d(
-            *("evaluate", checkpoint, *flags, "--out", out, "--params", params), label=f"{cell} | "
-        )
-    )
+    command = ("evaluate", checkpoint, *flags, "--out", out, "--params", params)
+    gpu = free.get() if free is not None else None
+    env = {} if gpu is None else {gpus.VISIBLE: gpu}
+    try:
+        return Path(child.mg3d(*command, label=f"{cell} | ", env=env))
+    finally:
+        if free is not None:
+            free.put(gpu)
 
 
 @flow
@@ -40,12 +49,17 @@ def evaluate(
     """
     tree = load_params(params)
     cells = tree.cells(tasks)
-    runner: ThreadPoolTaskRunner[Path] = ThreadPoolTaskRunner(
-        max_workers=tree.evaluate.num_parallel
-    )
+    places = gpus.places(tree.evaluate.num_parallel, tree.evaluate.num_gpus)
+    free: SimpleQueue[str | None] = SimpleQueue()
+    for place in places:
+        free.put(place)
+    runner: ThreadPoolTaskRunner[Path] = ThreadPoolTaskRunner(max_workers=len(places))
     with runner, launch.ended_together():
         futures: list[PrefectFuture[Path]] = [
-            runner.submit(evaluate_one, {"cell": cell, "checkpoint": checkpoint, "params": params})
+            runner.submit(
+                evaluate_one,
+                {"cell": cell, "checkpoint": checkpoint, "params": params, "free": free},
+            )
             for cell in cells
         ]
         wait(futures)

@@ -212,6 +212,8 @@ def evaluate(
             tree.downstream.task(task),
             tracked.on_metrics,
             openings=paths.RUNS / paths.TEST_OPENINGS,
+            cache=paths.RUNS / paths.CACHE,
+            cache_gb=tree.evaluate.cache_gb,
         )
         tracked.log_result(result)
         tracked.log_folder(out / paths.FIGURES)

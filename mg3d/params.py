@@ -450,7 +450,7 @@ class Pretrain(Section):
         return self
 
 
-Mode = Literal["frozen", "finetune", "scratch", "zero_shot"]
+Mode = Literal["frozen", "finetune", "scratch", "zero_shot", "prompt_tuned"]
 
 
 class Finetune(Section):
@@ -483,6 +483,8 @@ class Finetune(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Finetune":
+        if self.mode not in self.MODES:
+            raise ValueError(f"there is no mode {self.mode} here: use {', '.join(self.MODES)}")
         if self.fold is not None and self.fold >= self.NUM_FOLDS:
             raise ValueError(f"fold {self.fold}: there are {self.NUM_FOLDS}, 0 is the first")
         if self.validation_fraction + self.test_fraction >= 0.9:
@@ -601,7 +603,7 @@ class Luna16(CandidateFinetune):
 class CtRateDiagnosis(Finetune):
     """18 findings (spec/downstream 2)."""
 
-    mode: Literal["frozen", "finetune", "scratch", "zero_shot", "prompt_tuned"] = "frozen"  # type: ignore[assignment]
+    MODES = ("scratch", "finetune", "frozen", "zero_shot", "prompt_tuned")
 
 
 class Downstream(Section):
@@ -649,6 +651,12 @@ class Evaluate(Section):
     folds: tuple[int, ...] = Field((), description="of each task; empty: the task's own fold")
     num_parallel: int = Field(2, ge=1, description="cells at once, a process each")
     max_memory_gb: float | None = Field(None, gt=0, description="of a cell; null: no limit")
+    num_gpus: int | None = Field(
+        None, ge=0, description="the first so many; null: all that CUDA shows; num_parallel on each"
+    )
+    cache_gb: float = Field(
+        20.0, ge=0, description="runs/cache: volumes and embeddings that cells share; 0: none"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Evaluate":

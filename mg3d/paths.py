@@ -44,6 +44,7 @@ PREDICTIONS = "predictions"
 SELECTION = "selection.json"
 EVALUATE = "evaluate"
 TEST_OPENINGS = "test_openings.jsonl"
+CACHE = "cache"
 FINGERPRINT = "fingerprint.json"
 MLFLOW_RUN_ID = "mlflow_run_id"
 

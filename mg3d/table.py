@@ -3,8 +3,10 @@
 Several seeds become one row: the mean on the same test cases, its interval by patient, the
 deviation over seeds. The folds of a cross-validation become one row, too: their predictions are
 pooled, the interval is over all their patients (`mg3d.score.samples_of_folds`). A pre-trained mode
-is tested against ``scratch`` of the same task, paired on the patients. Markdown, CSV and one page
-that needs no network, all beside the results.
+is tested against ``scratch`` of the same task, paired on the patients: for ``finetune`` that is the
+same procedure without pre-training. For modes that leave the encoder as it is, the same procedure
+is the null ``random_encoder`` of the cell itself, tested likewise. Markdown, CSV and one page that
+needs no network, all beside the results.
 """
 
 import base64
@@ -27,6 +29,8 @@ from mg3d.score import params_of, results, samples_of_folds
 MARKDOWN, CSV, PAGE = "results.md", "results.csv", "results.html"
 SEED = 0
 BASELINE = "scratch"
+RANDOM = "random_encoder"
+TRAINED = ("scratch", "finetune")  # modes whose encoder learns: RANDOM, which does not, is no peer
 COLUMNS = (
     "task",
     "mode",
@@ -38,6 +42,8 @@ COLUMNS = (
     "null baselines",
     "minus scratch",
     "p",
+    "minus random encoder",
+    "p of it",
     "used",
     "left out",
     "folds",
@@ -45,6 +51,7 @@ COLUMNS = (
 CSV_COLUMNS = (
     *("task", "mode", "metric", "value", "low", "high", "reason", "spread", "seeds", "nulls"),
     *("difference", "difference_low", "difference_high", "p_value"),
+    *("random_difference", "random_difference_low", "random_difference_high", "random_p_value"),
     *("used", "left_out", "test_openings", "folds"),
 )
 
@@ -61,6 +68,7 @@ class Row:
     spread: float | None
     nulls: Mapping[str, float | None]
     against_scratch: Difference | None
+    against_random: Difference | None
     used: int
     left_out: int
     test_openings: int
@@ -69,7 +77,7 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         """As text, in the order of `COLUMNS`."""
-        difference = self.against_scratch
+        null = "random_encoder (a frozen probe)" if self.mode in TRAINED else RANDOM
         return (
             self.task,
             self.mode,
@@ -78,11 +86,12 @@ class Row:
             _number(self.estimate.value),
             _interval(self.estimate.interval),
             _number(self.spread, "-"),
-            ", ".join(f"{name} {_number(value)}" for name, value in self.nulls.items()),
-            "-"
-            if difference is None or difference.value is None
-            else f"{difference.value:+.3f} ({_interval(difference.interval)})",
-            "-" if difference is None else _number(difference.p_value, "-"),
+            ", ".join(
+                f"{null if name == RANDOM else name} {_number(value)}"
+                for name, value in self.nulls.items()
+            ),
+            *_difference(self.against_scratch),
+            *_difference(self.against_random),
             str(self.used),
             str(self.left_out),
             str(len(self.folds) or "-"),
@@ -127,8 +136,10 @@ def rows(run: Path) -> list[Row]:
         estimate = _recorded(first, metric)
         values = {r["seed"]: _recorded(r, metric).value for r in of_cell.values()}
         nulls = [_recorded_nulls(result, metric) for result in of_cell.values()]
-        if (task, crossed) in compared or len(of_cell) > 1:
-            num_resamples = params_of(first).num_bootstrap
+        has_peer = mode not in TRAINED and metric in first["nulls"].get(RANDOM, ())
+        num_resamples = params_of(first).num_bootstrap
+        untrained = None
+        if (task, crossed) in compared or len(of_cell) > 1 or has_peer:
             scored = {seed: samples_of_folds(folds) for seed, folds in of_seed.items()}
             seeds = [one.metrics[metric] for one in scored.values()]
             mean = mean_of(seeds, num_resamples=num_resamples, seed=SEED)
@@ -141,12 +152,21 @@ def rows(run: Path) -> list[Row]:
                     {name: of[metric].value for name, of in one.nulls.items() if metric in of}
                     for one in scored.values()
                 ]
+            if has_peer:
+                of_random = mean_of(  # its own interval is not wanted
+                    [one.nulls[RANDOM][metric] for one in scored.values()],
+                    num_resamples=1,
+                    seed=SEED,
+                )
+                untrained = paired_difference(
+                    of_random, mean, num_resamples=num_resamples, seed=SEED
+                )
         difference = None
         if (task, crossed) in compared and mode != BASELINE:
             difference = paired_difference(
                 means[task, BASELINE, crossed],
                 means[task, mode, crossed],
-                num_resamples=params_of(first).num_bootstrap,
+                num_resamples=num_resamples,
                 seed=SEED,
             )
         known = [value for value in values.values() if value is not None]
@@ -160,6 +180,7 @@ def rows(run: Path) -> list[Row]:
                 spread=statistics.stdev(known) if len(known) > 1 else None,
                 nulls=_mean_nulls(nulls),
                 against_scratch=difference,
+                against_random=untrained,
                 used=first["ledger"]["used"],
                 left_out=first["ledger"]["quarantined"],
                 test_openings=last.get("test_openings", 0),
@@ -214,16 +235,21 @@ def _csv(found: Sequence[Row]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for row in found:
-        difference = row.against_scratch or Difference(None)
+        differences = [
+            row.against_scratch or Difference(None),
+            row.against_random or Difference(None),
+        ]
         writer.writerow(
             [
                 *(row.task, row.mode, row.metric, row.estimate.value),
                 *(row.estimate.interval or (None, None)),
                 *(row.estimate.reason, row.spread, _list(row.of_seed), _list(row.nulls)),
-                difference.value,
-                *(difference.interval or (None, None)),
-                *(difference.p_value, row.used, row.left_out, row.test_openings),
-                len(row.folds) or None,
+                *(
+                    number
+                    for one in differences
+                    for number in (one.value, *(one.interval or (None, None)), one.p_value)
+                ),
+                *(row.used, row.left_out, row.test_openings, len(row.folds) or None),
             ]
         )
     return out.getvalue()
@@ -249,9 +275,10 @@ def _page(run: Path, found: Sequence[Row]) -> str:
         "text-align:left}img{max-width:100%}</style>\n"
         f"<h1>{title}</h1>\n<table><tr>{head}</tr>\n{body}</table>\n"
         "<p>Intervals: bootstrap by patient. Minus scratch: paired on the same patients, interval "
-        "and two-sided p value. Several seeds: mean and standard deviation; the interval is that "
-        "of the mean. Folds: their predictions pooled, or, on one test set, the mean over their "
-        "models.</p>\n"
+        "and two-sided p value; for finetune the same procedure without pre-training. Minus random "
+        "encoder: likewise, for modes that leave the encoder as it is. Several seeds: "
+        "mean and standard deviation; the interval is that of the mean. Folds: their predictions "
+        "pooled, or, on one test set, the mean over their models.</p>\n"
         f"{_picture(drawn.getvalue(), 'Forest plot of the table')}\n"
         + "".join(_details(folder) for row in found for folder in row.folders)
         + "</html>\n"
@@ -295,6 +322,14 @@ def _picture(png: bytes, name: str) -> str:
 
 def _list(values: Mapping[Any, float | None]) -> str:
     return ";".join(f"{name}={'' if value is None else value}" for name, value in values.items())
+
+
+def _difference(difference: Difference | None) -> tuple[str, str]:
+    """With its interval, and its p value."""
+    if difference is None or difference.value is None:
+        return "-", "-"
+    text = f"{difference.value:+.3f} ({_interval(difference.interval)})"
+    return text, _number(difference.p_value, "-")
 
 
 def _interval(interval: tuple[float, float] | None) -> str:

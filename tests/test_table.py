@@ -108,6 +108,34 @@ def test_seeds_become_one_row_and_frozen_is_tested_against_scratch(run: Path) ->
     assert (difference.interval[0] > 0) == (difference.p_value < 0.05)
     assert frozen.nulls["prevalence"] == 0.5
     assert (frozen.used, frozen.left_out, frozen.test_openings) == (60, 2, 3)
+    assert frozen.against_random is not None  # the same probe on an untrained encoder
+    of_random = auroc(np.linspace(0, 1, 24))
+    assert frozen.against_random.value == pytest.approx(frozen.estimate.value - of_random)
+    assert frozen.against_random.interval is not None
+    assert frozen.against_random.p_value is not None
+
+
+def test_finetune_is_paired_with_scratch_and_its_random_encoder_is_no_peer(tmp_path: Path) -> None:
+    known = np.arange(24) // 6 % 2  # who is severe
+    guessed = np.where(known, 0.6, 0.5) + np.arange(24) % 5 / 10
+    write(tmp_path, "scratch", 0, guessed)
+    write(tmp_path, "finetune", 0, np.where(known, 0.9, 0.1))
+    scratch, finetune = rows(tmp_path)
+    assert (scratch.mode, finetune.mode) == ("scratch", "finetune")
+    difference = finetune.against_scratch
+    assert difference is not None
+    assert difference.value == pytest.approx(1 - auroc(guessed))
+    generator, gaps = np.random.default_rng(0), []
+    for _ in range(400):  # the same resampled patients for both
+        drawn = generator.integers(24, size=24)
+        drawn = drawn[COVID[drawn] == 1]
+        if 0 < known[drawn].sum() < len(drawn):
+            gaps.append(1 - roc_auc_score(known[drawn], guessed[drawn]))
+    assert difference.interval == pytest.approx(tuple(np.quantile(gaps, [0.025, 0.975])))
+    below = sum(gap <= 0 for gap in gaps)
+    assert difference.p_value == pytest.approx(min(1, 2 * (below + 1) / (len(gaps) + 1)))
+    assert (scratch.against_random, finetune.against_random) == (None, None)
+    assert "random_encoder (a frozen probe) " in table(tmp_path).splitlines()[3]
 
 
 def test_markdown_csv_and_a_page_that_needs_no_network(run: Path) -> None:
@@ -115,7 +143,7 @@ def test_markdown_csv_and_a_page_that_needs_no_network(run: Path) -> None:
     assert (run / "results.md").read_text() == text + "\n"
     lines = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
     assert lines[2][:4] == ["stoic2021", "scratch", "3", "severe_auroc"]
-    assert lines[2][8:] == ["-", "-", "60", "2", "-"]
+    assert lines[2][8:] == ["-", "-", "-", "-", "60", "2", "-"]
     assert re.fullmatch(r"\+0\.\d{3} \(-?0\.\d{3} to 0\.\d{3}\)", lines[3][8])
     (first, second) = csv.DictReader((run / "results.csv").read_text().splitlines())
     assert first["difference"] == ""
@@ -138,6 +166,7 @@ def test_one_cell_is_as_recorded_and_null_is_not_zero(tmp_path: Path) -> None:
     assert row.estimate.value == result["headline"]["value"]
     assert list(row.estimate.interval or ()) == result["headline"]["interval"]
     assert (row.spread, row.against_scratch) == (None, None)
+    assert row.against_random is not None
     result["metrics"]["severe_auroc"] = {"value": None, "interval": None, "reason": "one class"}
     (folder / "result.json").write_text(json.dumps(result))
     assert table(tmp_path).splitlines()[2].split("|")[5].strip() == "null"

@@ -1,7 +1,7 @@
 """Kind: is this place in the scan a lesion? Cubes around candidates, scored by FROC.
 
-A case is a scan with its candidates. The scan is resampled once to the task's isotropic spacing,
-cubes are cut around the candidates under the task's window. Training is balanced: every positive is
+A case is a scan with its candidates, read once for all its cubes, which are cut around the
+candidates in the task's isotropic spacing and window. Training is balanced: every positive is
 seen in ``num_positive_views`` (shifted by up to ``max_shift_mm``, turned at random), a scan's
 negatives ``num_negatives_per_scan`` times at random, and positives repeat until there are as many.
 Test scans are read one after the other and all their candidates are scored.
@@ -13,7 +13,7 @@ untrained encoder. Modes: ``frozen``, ``finetune``, ``scratch``.
 import hashlib
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +26,14 @@ from torch import Tensor
 
 from mg3d import paths
 from mg3d.data.hounsfield import problem
-from mg3d.data.resample import resample
 from mg3d.data.volumes import apply_window
+from mg3d.device import best
 from mg3d.figures import classification as figures
+from mg3d.finetuning import store
+from mg3d.finetuning.cubes import IsotropicScan
+from mg3d.finetuning.embeddings import encoder_sha256
 from mg3d.finetuning.encoders import random_encoder, starting_encoder
-from mg3d.finetuning.images import load_image
+from mg3d.finetuning.images import load_image, source_sha256
 from mg3d.finetuning.probe import Classifier, fit_probe
 from mg3d.finetuning.task import Case, OnMetrics, Scores, Split
 from mg3d.ledger import Ledger, Reason
@@ -49,6 +52,7 @@ EMBED_BATCH = 16
 MIN_LESIONS = 3
 LABEL = "lesion"
 CUBE = "cube"
+CUBE_SETTINGS = ("cube_voxels", "cube_spacing_mm", "cube_window_hu")
 METRICS = ("cpm", *(f"sensitivity_at_{p:g}" for p in froc.OPERATING_POINTS))
 
 
@@ -63,46 +67,6 @@ class Scan(Case):
     candidates: tuple[tuple[float, float, float, float], ...] = ()
     lesions: tuple[tuple[float, float, float, float], ...] = ()
     excluded: tuple[tuple[float, float, float, float], ...] = ()
-
-
-class IsotropicScan:
-    """A scan on an isotropic grid along R, A and S, from which cubes are cut."""
-
-    def __init__(self, volume: np.ndarray, affine: np.ndarray, params: CandidateFinetune) -> None:
-        """``volume`` HU (X, Y, Z) with ``affine`` (4x4) to RAS mm."""
-        self.params = params
-        step, low_hu = params.cube_spacing_mm, params.cube_window_hu[0]
-        corners = np.indices((2, 2, 2)).reshape(3, 8) * (np.array(volume.shape)[:, None] - 1)
-        world = affine[:3, :3] @ corners + affine[:3, 3:]
-        first, last = world.min(1), world.max(1)
-        shape = np.ceil((last - first) / step).astype(int) + 1
-        grid = np.diag([step, step, step, 1.0])
-        grid[:3, 3] = first
-        spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
-        boxes = np.maximum(1, np.rint(step / spacing_mm)).astype(int).tolist()
-        depth, height, width = (int(size) for size in shape[::-1])
-        self.hu = resample(volume, affine, grid, (depth, height, width), low_hu, boxes)
-        self.origin_mm = first
-
-    def cube(self, place_lps_mm: Sequence[float]) -> np.ndarray:
-        """int16 HU (D, H, W) of ``cube_voxels`` each way, the voxel nearest to the place at index
-        ``cube_voxels // 2``; outside the scan, the window's minimum."""
-        x, y, z = place_lps_mm
-        centre = np.rint((np.array([-x, -y, z]) - self.origin_mm) / self.params.cube_spacing_mm)
-        start = centre.astype(int)[::-1] - self.params.cube_voxels // 2
-        cube = np.full((self.params.cube_voxels,) * 3, self.params.cube_window_hu[0], np.int16)
-        inside = [
-            (max(0, -first), min(len(cube), size - first))
-            for first, size in zip(start.tolist(), self.hu.shape, strict=True)
-        ]
-        if all(low < high for low, high in inside):
-            here = tuple(slice(low, high) for low, high in inside)
-            there = tuple(
-                slice(first + low, first + high)
-                for first, (low, high) in zip(start.tolist(), inside, strict=True)
-            )
-            cube[here] = self.hu[there]
-        return cube
 
 
 @dataclass(frozen=True)
@@ -176,28 +140,25 @@ def predict(
         raise ValueError(f"{NAME} has no mode {params.mode}: use frozen, finetune or scratch")
     encoder, _, provenance = starting_encoder(checkpoint, params)
     untrained = random_encoder(checkpoint, params.seed + 1)
+    encoders = {MODEL: encoder, "random_encoder": untrained}
     frozen = params.mode == "frozen"
     with tempfile.TemporaryDirectory(prefix="mg3d-cubes-") as name:
         cubes = Path(name)
         known: dict[str, list[Case]] = {"train": [], "validation": []}
         features: dict[str, dict[str, Tensor]] = {MODEL: {}, "random_encoder": {}}
         for part in known:
-            kept: list[Case] = []
-            for scan, image in _opened(split[part], params, ledger):
-                kept.append(scan)
-                chosen = views(scan, params)
-                if not chosen:
-                    continue
-                stack = np.stack([view.turned(image.cube(view.place_mm)) for view in chosen])
-                names = [view.case.case_id for view in chosen]
-                known[part] = [*known[part], *(view.case for view in chosen)]
-                if not frozen:
-                    for case_id, cube in zip(names, stack, strict=True):
-                        np.save(cubes / f"{case_id}.npy", cube)
-                for system, model in ((MODEL, encoder), ("random_encoder", untrained)):
-                    rows = _features(model, stack, params)
-                    features[system] |= dict(zip(names, rows, strict=True))
-            split[part] = kept
+            seen = {scan.case_id: views(_scan(scan), params) for scan in split[part]}
+            embedded = _embedded(
+                split[part], seen, encoders, params, ledger, None if frozen else cubes
+            )
+            split[part] = [scan for scan in split[part] if scan.case_id in embedded]
+            for scan in split[part]:
+                cases = [view.case for view in seen[scan.case_id]]
+                known[part] = [*known[part], *cases]
+                for system, rows in zip(encoders, embedded[scan.case_id], strict=True):
+                    features[system] |= dict(
+                        zip((case.case_id for case in cases), rows, strict=True)
+                    )
 
         def read(cases: Sequence[Case]) -> Tensor:
             stack = [np.load(cubes / f"{case.case_id}.npy", allow_pickle=False) for case in cases]
@@ -221,7 +182,6 @@ def predict(
                 prefix if system == MODEL else f"{prefix}/{system}",
                 *((model, read) if trained else ()),
             )
-    encoders = {MODEL: encoder, "random_encoder": untrained}
     shares = [candidate[3] for scan in split["train"] for candidate in _scan(scan).candidates]
     prevalence = (sum(shares) + 1) / (len(shares) + 2)
     _write_test(split, predictions, params, ledger, encoders, classifiers, prevalence)
@@ -240,20 +200,11 @@ def _write_test(
     """Score every candidate of the test scans, a scan at a time, and write the files."""
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in (*encoders, "prevalence")}
     lesions: list[dict[str, Any]] = []
-    kept: list[Case] = []
-    for scan, image in _opened(split["test"], params, ledger):
-        kept.append(scan)
-        places = [candidate[:3] for candidate in scan.candidates]
-        found: dict[str, list[float]] = {name: [] for name in encoders}
-        for start in range(0, len(places), EMBED_BATCH):
-            batch = np.stack([image.cube(p) for p in places[start : start + EMBED_BATCH]])
-            for name, encoder in encoders.items():
-                head = classifiers[name]
-                with torch.inference_mode():
-                    inputs = _windowed(batch, params)
-                    if head.encoder is None:
-                        inputs = encoder.eval().features(inputs)
-                    found[name] += head.logits(inputs)[:, 0].sigmoid().tolist()
+    found_in = _found(split["test"], params, ledger, encoders, classifiers)
+    kept = [_scan(case) for case in split["test"] if case.case_id in found_in]
+    for scan in kept:
+        found = found_in[scan.case_id]
+        places = scan.candidates
         found["prevalence"] = [prevalence] * len(places)
         for system, probabilities in found.items():
             rows[system] += [
@@ -265,7 +216,7 @@ def _write_test(
                 {"case_id": scan.case_id, "x": x, "y": y, "z": z, "mm": mm, "excluded": excluded}
                 for x, y, z, mm in places_of
             ]
-    split["test"] = kept
+    split["test"] = list(kept)
     columns = ["case_id", "x", "y", "z", LABEL, "p"]
     for system, of_system in rows.items():
         _csv(predictions / f"{system}.csv", pd.DataFrame(of_system, columns=columns))
@@ -393,21 +344,105 @@ def _pooled(found: Sequence[froc.Detections]) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _opened(
-    cases: Sequence[Case], params: CandidateFinetune, ledger: Ledger
-) -> Iterator[tuple[Scan, IsotropicScan]]:
-    """Scans one after the other; those that cannot be read go to the ledger."""
-    for case in cases:
-        try:
-            volume, affine = load_image(case)
-        except Exception as error:  # any reader's error means: this file cannot be read
-            ledger.quarantine(case.case_id, Reason.UNREADABLE, type(error).__name__)
+def _embedded(
+    scans: Sequence[Case],
+    seen: Mapping[str, Sequence[View]],
+    encoders: Mapping[str, Any],
+    params: CandidateFinetune,
+    ledger: Ledger,
+    cubes: Path | None,
+) -> dict[str, Tensor]:
+    """Features [encoders, views, C] of what is ``seen`` of each scan, by its id; without those that
+    cannot be read. With ``cubes`` every scan is read, and its cubes are written there."""
+    by_id = {scan.case_id: scan for scan in scans}
+    keeping = store.is_keeping() and cubes is None
+    who = [encoder_sha256(encoder) for encoder in encoders.values()] if keeping else []
+    settings = params.model_dump(mode="json", include=set(CUBE_SETTINGS))
+    device = best().type
+
+    def name_of(case_id: str) -> str | None:
+        source = source_sha256(by_id[case_id]) if keeping else None
+        if source is None:
+            return None
+        places = [[view.place_mm, view.axes, view.flips] for view in seen[case_id]]
+        return store.name_of(
+            cubes=source, places=places, settings=settings, encoders=who, device=device
+        )
+
+    def make(ids: Sequence[str]) -> list[np.ndarray | None]:
+        found: list[np.ndarray | None] = []
+        for case_id in ids:
+            image = _opened(by_id[case_id], params, ledger)
+            if image is None:
+                found.append(None)
+                continue
+            chosen = seen[case_id]
+            stack = [view.turned(image.cube(view.place_mm)) for view in chosen]
+            if cubes is not None:
+                for view, cube in zip(chosen, stack, strict=True):
+                    np.save(cubes / f"{view.case.case_id}.npy", cube)
+            rows = [_features(encoder, stack, params) for encoder in encoders.values()]
+            found.append(torch.stack(rows).numpy())
+        return found
+
+    embedded = store.shared(list(by_id), name_of, make)
+    return {case_id: torch.from_numpy(rows) for case_id, rows in embedded}
+
+
+@torch.inference_mode()
+def _found(
+    scans: Sequence[Case],
+    params: CandidateFinetune,
+    ledger: Ledger,
+    encoders: Mapping[str, Any],
+    classifiers: Mapping[str, Classifier],
+) -> dict[str, dict[str, list[float]]]:
+    """Probability of each candidate, by scan and system; scans that cannot be read are left out.
+
+    An encoder that has learnt reads cubes, a frozen one's features may be known already.
+    """
+    learnt = [name for name in encoders if classifiers[name].encoder is not None]
+    found: dict[str, dict[str, list[float]]] = {}
+    if not learnt:
+        seen = {
+            scan.case_id: [View(scan, place[:3]) for place in _scan(scan).candidates]
+            for scan in scans
+        }
+        for case_id, features in _embedded(scans, seen, encoders, params, ledger, None).items():
+            found[case_id] = {
+                name: classifiers[name].logits(rows)[:, 0].sigmoid().tolist()
+                for name, rows in zip(encoders, features, strict=True)
+            }
+        return found
+    for scan in map(_scan, scans):
+        image = _opened(scan, params, ledger)
+        if image is None:
             continue
-        found = problem(volume) if volume.ndim == 3 else (Reason.WRONG_SHAPE, "not three axes")
-        if found is not None:
-            ledger.quarantine(case.case_id, *found)
-            continue
-        yield _scan(case), IsotropicScan(volume, affine, params)
+        found[scan.case_id] = {name: [] for name in encoders}
+        for start in range(0, len(scan.candidates), EMBED_BATCH):
+            places = scan.candidates[start : start + EMBED_BATCH]
+            batch = [image.cube(place[:3]) for place in places]
+            for name, encoder in encoders.items():
+                inputs = _windowed(np.stack(batch), params)
+                if name not in learnt:
+                    inputs = _features(encoder, batch, params)
+                logits = classifiers[name].logits(inputs)[:, 0]
+                found[scan.case_id][name] += logits.sigmoid().tolist()
+    return found
+
+
+def _opened(case: Case, params: CandidateFinetune, ledger: Ledger) -> IsotropicScan | None:
+    """The scan, or None after saying in the ledger why it cannot be read."""
+    try:
+        volume, affine = load_image(case)
+    except Exception as error:  # any reader's error means: this file cannot be read
+        ledger.quarantine(case.case_id, Reason.UNREADABLE, type(error).__name__)
+        return None
+    found = problem(volume) if volume.ndim == 3 else (Reason.WRONG_SHAPE, "not three axes")
+    if found is not None:
+        ledger.quarantine(case.case_id, *found)
+        return None
+    return IsotropicScan(volume, affine, params)
 
 
 def _scan(case: Case) -> Scan:
@@ -430,13 +465,14 @@ def _windowed(cubes: np.ndarray, params: CandidateFinetune) -> Tensor:
 
 
 @torch.no_grad()
-def _features(encoder: Any, cubes: np.ndarray, params: CandidateFinetune) -> Tensor:
-    """[B, C]."""
+def _features(encoder: Any, cubes: Sequence[np.ndarray], params: CandidateFinetune) -> Tensor:
+    """[N, C] of N cubes, on the CPU."""
     encoder.eval()
-    rows = [
-        encoder.features(_windowed(cubes[start : start + EMBED_BATCH], params))
-        for start in range(0, len(cubes), EMBED_BATCH)
-    ]
+    device = next(encoder.parameters()).device
+    rows = [torch.zeros(0, encoder.channels)]
+    for start in range(0, len(cubes), EMBED_BATCH):
+        batch = _windowed(np.stack(cubes[start : start + EMBED_BATCH]), params)
+        rows.append(encoder.features(batch.to(device)).cpu())
     return torch.cat(rows)
 
 

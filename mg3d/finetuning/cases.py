@@ -16,8 +16,9 @@ class Case:
     ``image`` is a .nii(.gz), a .mha, or a folder of JPG slices. ``labels`` are 0, 1, or None where
     a label does not apply. ``stratum`` keeps rare kinds of case in every split. ``scan_id`` is
     shared by the reconstructions of one scan. ``read`` gives HU and affine of an image that is not
-    what its file says. ``split`` is where the data set puts the case, ``fold`` the number of its
-    official fold, None where there is none. Ids are pseudonyms.
+    what its file says, and ``facts`` (text) are all that decides these beside the file. ``split``
+    is where the data set puts the case, ``fold`` the number of its official fold, None where there
+    is none. Ids are pseudonyms.
     """
 
     case_id: str
@@ -31,6 +32,7 @@ class Case:
     stratum: str = ""
     read: Callable[[], Volume] | None = None
     fold: int | None = None
+    facts: str = ""
 
 
 Split = dict[str, list[Case]]

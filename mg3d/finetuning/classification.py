@@ -7,7 +7,8 @@ chosen on validation predictions, which are files like those of test, and stored
 
 Primary: one reconstruction per scan. Where scans have several, ``all_volumes_*`` score every
 reconstruction, as the literature on CT-RATE does. Nulls: ``prevalence``, one probability for all;
-``random_encoder``, the same procedure on an untrained encoder.
+``random_encoder``, a probe on an untrained encoder that stays frozen (asked by prompts where the
+mode does): the same procedure as ``frozen``, and not that of ``finetune``, whose is ``scratch``.
 """
 
 from collections.abc import Callable, Sequence
@@ -110,7 +111,7 @@ def predict(
                 ("random_encoder", untrained, True, _silent, f"{prefix}/random_encoder"),
             ):
                 logits = fitted(
-                    start, frozen, split, volumes.batch, labels, len(names), masked_loss, params,
+                    start, frozen, split, volumes, labels, len(names), masked_loss, params,
                     report, name,
                 )  # fmt: skip
                 predicted[system] = lambda part, logits=logits: _sigmoid(logits(part))  # type: ignore[misc]

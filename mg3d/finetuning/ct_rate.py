@@ -75,6 +75,7 @@ def cases(data: Path, ledger: Ledger, needs: Literal["report", "labels"]) -> lis
                         read=partial(read_raw, image, facts)  # type: ignore[arg-type]
                         if folder == raw
                         else None,
+                        facts=repr(facts) if folder == raw else "",
                     )
                 )
     if not found and not root.is_dir():

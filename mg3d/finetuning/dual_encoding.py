@@ -1,4 +1,4 @@
-"""Volumes and reports encoded once each, by the model's dual encoder."""
+"""Volumes and reports encoded once each, by the model's dual encoder, on the model's device."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from torch import Tensor
 from mg3d.data.pairs import Collate, Pair
 from mg3d.data.report_text import normalise, unwrap
 from mg3d.data.sentences import split_sentences
+from mg3d.finetuning.embeddings import embedded
 from mg3d.finetuning.images import PackedCases
 from mg3d.finetuning.task import Case
 
@@ -40,23 +41,27 @@ def encode(
     meeting: Collection[str] = (),
 ) -> Encoded:
     """Encode ``cases``, and keep what `MG3D.match` reads of those whose ids are in ``meeting``."""
-    encoded = Encoded()
+    from mg3d.models.vision import tokens_of
+
+    def read(last_map: Tensor) -> Tensor:
+        return model.encode_tokens(tokens_of(last_map))
+
+    tokens_of_case = embedded(model.vision_encoder, cases, volumes, read)
+    nothing = torch.zeros(1, 1, 1, 1)  # the volumes are encoded already
+    device, encoded = next(model.parameters()).device, Encoded()
     for start in range(0, len(cases), BATCH):
         chosen = cases[start : start + BATCH]
-        batch = collate(
-            [
-                Pair(case.case_id, volume, sentences(case.text))
-                for case, volume in zip(chosen, volumes.batch(chosen), strict=True)
-            ]
-        )
-        tokens, means, mask = model.encode_pair(
-            batch.volume,
+        batch = collate([Pair(case.case_id, nothing, sentences(case.text)) for case in chosen])
+        batch = batch.to(device)
+        tokens = torch.stack([tokens_of_case[case.case_id] for case in chosen]).to(device)
+        means, mask = model.encode_sentences(
             batch.input_ids,
             batch.attention_mask,
             batch.sentence_index,
             batch.sentence_mask,
         )
-        image, text = model.embed_image(tokens).numpy(), model.embed_sentences(means, mask).numpy()
+        image = model.embed_image(tokens).cpu().numpy()
+        text = model.embed_sentences(means, mask).cpu().numpy()
         for row, case in enumerate(chosen):
             encoded.image[case.case_id] = image[row]
             encoded.text.setdefault(case.scan_id, text[row])

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mg3d.device import best, moved
 from mg3d.finetuning.dual_encoding import Encoded
 from mg3d.finetuning.fitting import fit_head
 from mg3d.finetuning.images import PackedCases
@@ -49,7 +50,11 @@ class Projections(nn.Module):
     def applied(self, image: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """[V, E], [T, E] -> the same, projected and L2-normalised."""
         rows = (
-            nn.functional.normalize(linear(torch.from_numpy(given)), dim=-1).numpy()
+            nn.functional.normalize(
+                linear(torch.from_numpy(given).to(linear.weight.device)), dim=-1
+            )
+            .cpu()
+            .numpy()
             for linear, given in ((self.image, image), (self.text, text))
         )
         return next(rows), next(rows)
@@ -146,10 +151,10 @@ def fit_dual_encoder(
     @torch.no_grad()
     def embedded() -> Embeddings:
         parts = [
-            dual.embed(make_batch(validation[start : start + BATCH]))
+            dual.embed(moved(make_batch(validation[start : start + BATCH]), best()))
             for start in range(0, len(validation), BATCH)
         ]
-        image, text = (torch.cat(side).numpy() for side in zip(*parts, strict=True))
+        image, text = (torch.cat(side).cpu().numpy() for side in zip(*parts, strict=True))
         return image, text
 
     criterion = _by_recall(validation, embedded)

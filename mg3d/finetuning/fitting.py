@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mg3d.device import best as best_device
+from mg3d.device import moved
 from mg3d.finetuning.selection import choose
 from mg3d.finetuning.task import Case, OnMetrics
 from mg3d.params import Finetune
@@ -57,6 +59,7 @@ def fit_head(
     likewise but is no choice of the evaluation. ``criterion()``, of the validation cases by the
     module as it is, chooses instead of their mean loss; the lower, the better. A pre-trained
     ``step_module.encoder`` learns ``params.encoder_learning_rate_factor`` times as fast.
+    The module moves to the best device and stays there, and so does every batch.
     Raises ValueError without training cases.
     """
     if not train:
@@ -68,13 +71,19 @@ def fit_head(
         [train[index] for index in indices]
         for indices in global_batches(params.seed, len(train), batch_size)
     )
-    batches = (([case.case_id for case in cases], make_batch(cases)) for cases in chosen)
+    device = best_device()
+    step_module.to(device)
+
+    def batch_of(cases: Sequence[Case]) -> Any:
+        return moved(make_batch(cases), device)
+
+    batches = (([case.case_id for case in cases], batch_of(cases)) for cases in chosen)
     optimizer = torch.optim.AdamW(optimizer_groups(step_module, params))
 
     best = Best()
 
     def validate(step: int) -> dict[str, float]:
-        losses = _mean_losses(step_module, validation, make_batch, params.batch_size)
+        losses = _mean_losses(step_module, validation, batch_of, params.batch_size)
         if criterion is not None:
             losses["criterion"] = criterion()
         best.offer(step, losses.get("criterion", losses["total"]), step_module)

@@ -5,8 +5,10 @@ window is burned in and there is no spacing, so the stack is resized to the cont
 its 0..255 are stretched over the contract's window; millimetres and HU mean nothing there.
 """
 
+import hashlib
+import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +21,9 @@ from mg3d.data.nifti import load_nifti
 from mg3d.data.resample import resample_to_contract
 from mg3d.data.slices import find_slices, read_slices
 from mg3d.data.volumes import apply_window
+from mg3d.finetuning import store
 from mg3d.finetuning.task import Case
+from mg3d.fingerprint import file_sha256
 from mg3d.ledger import Ledger, Reason
 from mg3d.params import VolumeContract
 
@@ -65,8 +69,22 @@ def load_slices(folder: Path, contract: VolumeContract) -> np.ndarray:
 class PackedCases:
     """Volumes of cases under one contract, read from disk one at a time."""
 
-    def __init__(self, folder: Path, contract: VolumeContract) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        contract: VolumeContract,
+        names: dict[str, str] | None = None,
+        turned: "Callable[[Tensor], Tensor] | None" = None,
+    ) -> None:
+        """``names`` of what `batch` gives of a case, by case id, for `mg3d.finetuning.store`;
+        ``turned`` is applied to every batch."""
         self.folder, self.contract = folder, contract
+        self.names, self.turned = names or {}, turned
+
+    def through(self, name: str, turned: "Callable[[Tensor], Tensor]") -> "PackedCases":
+        """The same volumes with ``turned`` applied to every batch [B, 1, D, H, W]."""
+        names = {case_id: f"{name}/{of_case}" for case_id, of_case in self.names.items()}
+        return PackedCases(self.folder, self.contract, names, turned)
 
     def volume_hu(self, case: Case) -> np.ndarray:
         """int16 (D, H, W)."""
@@ -78,7 +96,8 @@ class PackedCases:
 
         window = self.contract.window_hu
         volumes = [apply_window(self.volume_hu(case), window) for case in cases]
-        return torch.from_numpy(np.stack(volumes)[:, None])
+        batch = torch.from_numpy(np.stack(volumes)[:, None])
+        return self.turned(batch) if self.turned else batch
 
     def middle_slice(self, case: Case) -> np.ndarray:
         """Axial uint8 (H, W) at half height, turned as radiologists look at it."""
@@ -111,21 +130,58 @@ def packed_cases(
     ``split`` (in place), so they never stop their neighbours."""
     from mg3d.training.loop import Progress
 
-    with tempfile.TemporaryDirectory(prefix="mg3d-cases-") as name:
-        folder = Path(name)
-        progress = Progress(f"{ledger.stage}/read", sum(map(len, split.values())), 0)
-        done = 0
+    by_id = {case.case_id: case for cases in split.values() for case in cases}
+    names: dict[str, str] = {}
+
+    def name_of(case_id: str) -> str | None:
+        source = source_sha256(by_id[case_id])
+        if source is None:
+            return None
+        names[case_id] = store.name_of(volume=source, contract=contract.digest())
+        return names[case_id]
+
+    def make(ids: Sequence[str]) -> list[np.ndarray | None]:
+        return [read_case(by_id[case_id], contract, ledger) for case_id in ids]
+
+    with tempfile.TemporaryDirectory(prefix="mg3d-cases-") as folder:
+        progress = Progress(f"{ledger.stage}/read", len(by_id), 0)
+        usable = set()
+        for case_id, volume in store.shared(list(by_id), name_of, make):
+            np.save(Path(folder) / f"{case_id}.npy", volume)
+            usable.add(case_id)
+            progress.update(len(usable), 1, {})
         for part, cases in split.items():
-            kept = []
-            for case in cases:
-                volume = read_case(case, contract, ledger)
-                if volume is not None:
-                    np.save(folder / f"{case.case_id}.npy", volume)
-                    kept.append(case)
-                done += 1
-                progress.update(done, 1, {})
-            split[part] = kept
-        yield PackedCases(folder, contract)
+            split[part] = [case for case in cases if case.case_id in usable]
+        yield PackedCases(Path(folder), contract, names)
+
+
+def source_sha256(case: Case) -> str | None:
+    """Digest of all that decides a case's voxels, beside settings and code: its files' bytes and
+    ``facts``. None if that cannot be said, and for a file that is not there."""
+    if case.read is not None and not case.facts:
+        return None
+    files = [case.image]
+    try:
+        if case.image.is_dir():
+            files = sorted(path for path in case.image.iterdir() if path.is_file())
+        elif case.image.suffix == ".mhd":
+            files.append(case.image.with_name(_data_file(case.image)))
+        digest = hashlib.sha256(case.facts.encode())
+        for file in files:
+            # of a folder's files the names give the order, of others only the suffix says anything
+            name = file.name if case.image.is_dir() else "".join(file.suffixes[-2:])
+            digest.update(f"{name} {file_sha256(file)}\n".encode())
+    except (OSError, ValueError):
+        return None
+    return digest.hexdigest()
+
+
+def _data_file(header: Path) -> str:
+    """Name of the one file that holds the voxels of a .mhd. Raises ValueError if it names none."""
+    found = re.search(rb"^ElementDataFile\s*=\s*(\S+)\s*$", header.read_bytes(), re.MULTILINE)
+    if found is None or found[1] in (b"LIST", b"LOCAL") or b"%" in found[1]:
+        raise ValueError(f"{header.name} does not name one file of voxels")
+    return found[1].decode()
 
 
 def read_case(case: Case, contract: VolumeContract, ledger: Ledger) -> np.ndarray | None:

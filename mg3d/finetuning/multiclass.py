@@ -7,7 +7,7 @@ on volumes whose inside is blank. If that separates the classes, something else 
 does: file type, field of view, table, scanner.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from mg3d import paths
 from mg3d.figures import classification as figures
 from mg3d.finetuning.encoders import random_encoder, starting_encoder
-from mg3d.finetuning.images import packed_cases
+from mg3d.finetuning.images import PackedCases, packed_cases
 from mg3d.finetuning.probe import fitted
 from mg3d.finetuning.task import Case, OnMetrics, Scores, Split
 from mg3d.ledger import Ledger
@@ -81,14 +81,10 @@ def predict(
         pretrained, _, _ = starting_encoder(
             checkpoint, params.model_copy(update={"mode": "frozen"})
         )
-
-        def blanked(cases: Sequence[Case]) -> Tensor:
-            return background(volumes.batch(cases))
-
-        systems: tuple[tuple[str, Any, bool, Callable[[Sequence[Case]], Tensor]], ...] = (
-            (MODEL, encoder, frozen, volumes.batch),
-            ("random_encoder", untrained, True, volumes.batch),
-            ("background_only", pretrained, True, blanked),
+        systems: tuple[tuple[str, Any, bool, PackedCases], ...] = (
+            (MODEL, encoder, frozen, volumes),
+            ("random_encoder", untrained, True, volumes),
+            ("background_only", pretrained, True, volumes.through("background", background)),
         )
         found = {}
         for system, start, is_frozen, images in systems:

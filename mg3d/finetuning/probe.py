@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mg3d.finetuning.embeddings import embedded
 from mg3d.finetuning.fitting import fit_head
+from mg3d.finetuning.images import PackedCases
 from mg3d.finetuning.task import Case, OnMetrics
 from mg3d.params import Finetune
 
@@ -43,7 +45,8 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """[B, C] or [B, 1, D, H, W] -> [B, K]."""
+        """[B, C] or [B, 1, D, H, W], on any device -> [B, K]."""
+        inputs = inputs.to(self.mean.device)
         features = inputs if self.encoder is None else self.encoder.features(inputs)
         return self.head((features - self.mean) / self.deviation)
 
@@ -52,18 +55,6 @@ class Classifier(nn.Module):
         inputs, labels = batch
         assert self.loss is not None
         return {"total": self.loss(self.logits(inputs), labels)}
-
-
-@torch.no_grad()
-def embed(encoder: Any, cases: Sequence[Case], volumes: Volumes) -> dict[str, Tensor]:
-    """Features [C] by case id, each volume once."""
-    encoder.eval()
-    features: dict[str, Tensor] = {}
-    for start in range(0, len(cases), EMBED_BATCH):
-        chosen = cases[start : start + EMBED_BATCH]
-        rows = encoder.features(volumes(chosen))
-        features |= {case.case_id: row for case, row in zip(chosen, rows, strict=True)}
-    return features
 
 
 def fit_probe(
@@ -104,7 +95,7 @@ def fitted(
     encoder: Any,
     frozen: bool,
     split: Mapping[str, Sequence[Case]],
-    volumes: Volumes,
+    volumes: PackedCases,
     labels: Callable[[Sequence[Case]], Tensor],
     num_outputs: int,
     loss: Loss,
@@ -113,17 +104,19 @@ def fitted(
     prefix: str,
 ) -> Predicted:
     """Train on train; returns what gives the logits of a part of the split, test when it opens."""
+    from mg3d.models.vision import features_of
+
     train, validation = split["train"], split["validation"]
     known = [case for cases in split.values() for case in cases] if frozen else train
-    features = embed(encoder, known, volumes)
+    features = embedded(encoder, known, volumes, features_of)
     classifier = fit_probe(
         features, train, validation, labels, num_outputs, loss, params, on_metrics, prefix,
-        *(() if frozen else (encoder, volumes)),
+        *(() if frozen else (encoder, volumes.batch)),
     )  # fmt: skip
 
     def inputs(cases: Sequence[Case]) -> Tensor:
         if not frozen:
-            return volumes(cases)
+            return volumes.batch(cases)
         return torch.stack([features[case.case_id] for case in cases])
 
     return lambda part: _logits(classifier, split[part], inputs, num_outputs)
@@ -137,4 +130,4 @@ def _logits(
         classifier.logits(inputs(cases[start : start + EMBED_BATCH]))
         for start in range(0, len(cases), EMBED_BATCH)
     ]
-    return torch.cat(rows).numpy() if rows else np.zeros((0, num_outputs), np.float32)
+    return torch.cat(rows).cpu().numpy() if rows else np.zeros((0, num_outputs), np.float32)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mg3d.device import best
+from mg3d.finetuning.embeddings import embedded
 from mg3d.finetuning.fitting import fit_head
 from mg3d.finetuning.images import PackedCases, packed_cases
 from mg3d.finetuning.probe import Predicted
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from mg3d.models.mg3d import MG3D
 
 PROMPTS = ("{}.", "not {}.")
-EMBED_BATCH = 4
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -51,7 +52,7 @@ class Prompted(nn.Module):
 
         Its sigmoid is the softmax over the pair of prompts.
         """
-        image = F.normalize(self.image_map(image), dim=-1)
+        image = F.normalize(self.image_map(image.to(self.bias.device)), dim=-1)
         yes, no = F.normalize(self.text_map(self.text), dim=-1).unbind(1)
         return image @ (yes - no).T / self.temperature + self.bias
 
@@ -96,9 +97,11 @@ def prompted(
             (loaded.model, on_metrics, prefix),
             (untrained, lambda step, metrics: None, f"{prefix}/random_encoder"),
         ):
+            model.to(best())
             torch.manual_seed(params.seed)
             head = Prompted(embed_prompts(model, names, collate), temperature, loss).eval()
-            image = _embed(model, [case for cases in split.values() for case in cases], volumes)
+            known = [case for cases in split.values() for case in cases]
+            image = _embed(model, known, volumes)
 
             def rows(cases: Sequence[Case], image: dict[str, Tensor] = image) -> Tensor:
                 return torch.stack([image[case.case_id] for case in cases])
@@ -124,7 +127,7 @@ def _probabilities(
     cases = split[part]
     if not cases:
         return np.zeros((0, len(head.bias)), np.float32)
-    return head.logits(rows(cases)).sigmoid().numpy()
+    return head.logits(rows(cases)).sigmoid().cpu().numpy()
 
 
 @torch.no_grad()
@@ -138,18 +141,18 @@ def embed_prompts(model: "MG3D", names: Sequence[str], collate: Any) -> Tensor:
     nothing = torch.zeros(1, 1, 1, 1)
     texts = [prompt.format(name) for name in names for prompt in PROMPTS]
     batch = collate([Pair(text, nothing, [text]) for text in texts])
+    batch = batch.to(next(model.parameters()).device)
     embedded = model.encode_text(
         batch.input_ids, batch.attention_mask, batch.sentence_index, batch.sentence_mask
     )
     return embedded.reshape(len(names), len(PROMPTS), -1)
 
 
-@torch.no_grad()
 def _embed(model: "MG3D", cases: Sequence[Case], volumes: PackedCases) -> dict[str, Tensor]:
     """L2-normalised image embeddings [E] by case id, each volume once."""
-    image: dict[str, Tensor] = {}
-    for start in range(0, len(cases), EMBED_BATCH):
-        chosen = cases[start : start + EMBED_BATCH]
-        rows = model.encode_image(volumes.batch(chosen))
-        image |= {case.case_id: row for case, row in zip(chosen, rows, strict=True)}
-    return image
+    from mg3d.models.vision import tokens_of
+
+    def read(last_map: Tensor) -> Tensor:
+        return model.embed_image(model.encode_tokens(tokens_of(last_map)))
+
+    return embedded(model.vision_encoder, cases, volumes, read)

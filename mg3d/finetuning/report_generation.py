@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from mg3d import paths
 from mg3d.figures import report_generation as figures
 from mg3d.finetuning import report_scores as scores
+from mg3d.finetuning.embeddings import embedded
 from mg3d.finetuning.encoders import random_encoder, starting_encoder
 from mg3d.finetuning.image_free import best_by_bleu, most_frequent
-from mg3d.finetuning.images import PackedCases, packed_cases
+from mg3d.finetuning.images import packed_cases
 from mg3d.finetuning.report_writing import Corpus, Inputs, fit_language, fit_writer, silent, stacked
 from mg3d.finetuning.reporter import train_tokenizer
 from mg3d.finetuning.selection import choose
@@ -49,7 +50,6 @@ NULLS = (
 )
 SLICES, TOKENIZER, FACTS = "slices.npz", "tokenizer.json", "facts.json"
 SCORED = "scored.jsonl"
-EMBED_BATCH = 4
 NUM_SHOWN = 4
 
 
@@ -69,6 +69,8 @@ def predict(
     """
     if params.mode == "zero_shot":
         raise ValueError("report generation has no zero_shot mode: use frozen, finetune or scratch")
+    from mg3d.models.vision import tokens_of
+
     encoder, contract, provenance = starting_encoder(checkpoint, params)
     untrained = random_encoder(checkpoint, params.seed + 1)
     with packed_cases(split, contract, ledger) as volumes:
@@ -82,12 +84,12 @@ def predict(
             )
         }
         knows = writers[TEXT_ONLY].reporter
-        tokens = _tokens(untrained, everyone, volumes)
+        tokens = embedded(untrained, everyone, volumes, tokens_of)
         writers[RANDOM] = fit_writer(
             corpus, tokens, stacked(tokens), None, silent, f"{prefix}/{RANDOM}", knows
         )
         # The nearest report is by the encoder as it was before fine-tuning moved it.
-        tokens = _tokens(encoder, everyone, volumes)
+        tokens = embedded(encoder, everyone, volumes, tokens_of)
         frozen = params.mode == "frozen"
         inputs: Inputs = stacked(tokens) if frozen else volumes.batch
         learning = None if frozen else encoder
@@ -126,7 +128,7 @@ def predict(
             for name, writer in writers.items()
         },
     }
-    with paths.atomicscores.write(predictions / FACTS) as temporary:
+    with paths.atomic_write(predictions / FACTS) as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n")
     return provenance
 
@@ -181,18 +183,6 @@ def draw(predictions: Path, params: CtrgReport) -> "dict[str, Figure]":
                     )
                 )
     return {"reports": figures.report_sheet(shown)}
-
-
-@torch.no_grad()
-def _tokens(encoder: Any, cases: Sequence[Case], volumes: PackedCases) -> dict[str, Tensor]:
-    """Visual tokens [N, C] by case id, each volume once."""
-    encoder.eval()
-    tokens: dict[str, Tensor] = {}
-    for start in range(0, len(cases), EMBED_BATCH):
-        chosen = cases[start : start + EMBED_BATCH]
-        rows = encoder.tokens(volumes.batch(chosen))
-        tokens |= {case.case_id: row for case, row in zip(chosen, rows, strict=True)}
-    return tokens
 
 
 def _nearest(tokens: dict[str, Tensor], train: Sequence[Case], test: Sequence[Case]) -> list[str]:

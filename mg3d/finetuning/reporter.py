@@ -69,6 +69,7 @@ class Reporter(nn.Module):
     def memory(self, inputs: Tensor, findings: Tensor) -> Tensor:
         """What the decoder attends to: [B, N, C] or [B, 1, D, H, W], and [B, K] ->
         [B, N + K, width]."""
+        inputs, findings = inputs.to(self.place.device), findings.to(self.place.device)
         tokens = inputs if self.encoder is None else self.encoder.tokens(inputs)
         seen = self.project((tokens - self.mean) / self.deviation) + self.place
         told = torch.where(findings[..., None].bool(), self.prompt[1], self.prompt[0])

@@ -53,6 +53,6 @@ def rerank(
             chosen = found[start : start + BATCH]
             image = torch.stack([tokens[volume] for volume in chosen])
             several = report.expand(len(chosen), -1, -1)
-            mask = torch.ones(several.shape[:2], dtype=torch.bool)
-            pair[text, chosen] = model.match(image, several, mask).numpy()
+            mask = torch.ones(several.shape[:2], dtype=torch.bool, device=several.device)
+            pair[text, chosen] = model.match(image, several, mask).cpu().numpy()
     return Reranking(pair, int(asked.sum()), time.perf_counter() - began)

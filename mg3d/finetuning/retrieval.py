@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mg3d import paths
 from mg3d.data.pairs import Collate
+from mg3d.device import best
 from mg3d.figures import retrieval as figures
 from mg3d.finetuning import ranking, sentence_attention
 from mg3d.finetuning.dual_encoding import encode
@@ -82,7 +83,7 @@ def predict(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed + 1)
         random_model = build(loaded.model_params, loaded.objective_params).eval()
-    models = {MODEL: loaded.model, RANDOM: random_model}
+    models = {MODEL: loaded.model.to(best()), RANDOM: random_model.to(best())}
     with packed_cases(split, loaded.contract, ledger) as volumes:
         projections = {}
         temperature = loaded.objective_params.temperature

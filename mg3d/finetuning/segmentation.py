@@ -130,7 +130,7 @@ class Segmentation:
             at = loaded["test"][case.case_id]
             with torch.inference_mode():
                 logits: Any = sliding_window_inference(
-                    torch.from_numpy(at.volume)[None, None],
+                    torch.from_numpy(at.volume)[None, None].to(next(network.parameters()).device),
                     params.crop_voxels,
                     sw_batch_size=4,
                     predictor=network,
@@ -139,7 +139,7 @@ class Segmentation:
                 )
             native: Any = nibabel.load(str(case.image))
             masks = {
-                MODEL: at.grid.classes_to_image(logits.softmax(1)[0].numpy()),
+                MODEL: at.grid.classes_to_image(logits.softmax(1)[0].cpu().numpy()),
                 "empty_mask": np.zeros(at.grid.shape_image, np.uint8),
                 "training_prior": at.grid.classes_to_image(_prior_on(prior, at.grid)),
             }

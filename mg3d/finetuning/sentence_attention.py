@@ -38,8 +38,8 @@ def write(
     shown = np.linspace(0, len(cases) - 1, min(NUM_CASES, len(cases))).astype(int)
     for number, index in enumerate(shown):
         case, image, report = cases[index], tokens[index][None], sentences[index][None]
-        mask = torch.ones(report.shape[:2], dtype=torch.bool)
-        weights = model.sentence_weights(image, report, mask)
+        mask = torch.ones(report.shape[:2], dtype=torch.bool, device=report.device)
+        weights = model.sentence_weights(image, report, mask).cpu()
         texts = cut(case.text)[: report.shape[1]]  # a cut report has lost its last sentences
         chosen = _telling(texts)
         grid = model.vision_encoder.grid(volumes.batch([case]))

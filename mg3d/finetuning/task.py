@@ -112,13 +112,17 @@ def evaluate(
     params: Finetune,
     on_metrics: OnMetrics,
     openings: Path | None = None,
+    cache: Path | None = None,
+    cache_gb: float = 20.0,
 ) -> dict[str, Any]:
     """Predict, score, draw; write ``out/result.json`` and return it.
 
     ``data`` is the folder of this data set in its official layout. If a result with the same
     inputs (params, weights, data, code) is there, it is returned without work. ``openings`` is the
-    file that counts the selections which opened a test split (default: one in ``out``). Raises
-    ValueError when the data are missing, leave nothing to test on, or are looked at too early.
+    file that counts the selections which opened a test split (default: one in ``out``). In
+    ``cache``, of ``cache_gb``, evaluations share volumes and embeddings (`finetuning.store`).
+    Raises ValueError when the data are missing, leave nothing to test on, or are looked at too
+    early.
     """
     if not data.is_dir():
         raise ValueError(
@@ -142,6 +146,9 @@ def evaluate(
         result_file.unlink()
 
     import torch
+
+    from mg3d.finetuning.encoders import about_random_encoder
+    from mg3d.finetuning.store import keeping
 
     began = time.monotonic()
     torch.set_num_threads(params.num_threads)
@@ -172,7 +179,7 @@ def evaluate(
     if params.mode == "zero_shot":  # trains nothing: the checkpoint is the choice
         selection.choose(weights_sha256=inputs["checkpoint"])
     split = ClosedSplit(split, selection)
-    with selecting(selection):
+    with selecting(selection), keeping(cache, cache_gb):
         provenance = task.kind.predict(
             split, checkpoint, predictions, params, ledger, on_metrics, task.name
         )
@@ -184,7 +191,7 @@ def evaluate(
     ledger.write(out)
 
     scores = task.kind.score(predictions, params)
-    result = {
+    result: dict[str, Any] = {
         "task": task.name,
         "version": task.version,
         "kind": task.kind.NAME,
@@ -211,6 +218,8 @@ def evaluate(
         "licence": task.licence,
         "inputs": inputs,
     }
+    if "random_encoder" in scores.nulls:
+        result["notes"].append(about_random_encoder(params.mode))
     figures = out / paths.FIGURES
     figures.mkdir(exist_ok=True)
     for name, figure in task.kind.draw(predictions, params).items():

@@ -263,8 +263,9 @@ class MG3D(nn.Module):
 
         Raises ValueError if the model has no dual encoder (``itc_weight`` 0).
         """
-        means, mask = self._sentences(input_ids, attention_mask, sentence_index, sentence_mask)
-        return self.embed_sentences(self._project_sentences(means), mask)
+        return self.embed_sentences(
+            *self.encode_sentences(input_ids, attention_mask, sentence_index, sentence_mask)
+        )
 
     def embed_image(self, image: Tensor) -> Tensor:
         """`encode_image` from the tokens of `encode_pair`: [B, N, E] -> [B, E]."""
@@ -289,9 +290,25 @@ class MG3D(nn.Module):
         [B, 1, D, H, W], [B, L], [B, L], [B, L], [B, S] -> image tokens [B, N, E], sentences
         [B, S, E], which exist [B, S].
         """
+        sentences, exist = self.encode_sentences(
+            input_ids, attention_mask, sentence_index, sentence_mask
+        )
+        return self.encode_tokens(self.vision_encoder.tokens(volume)), sentences, exist
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """The image's side of `encode_pair` from the encoder's tokens: [B, N, 16C] -> [B, N, E]."""
+        return self._contrast_tokens(self._project_tokens(tokens))
+
+    def encode_sentences(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        sentence_index: Tensor,
+        sentence_mask: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The report's side of `encode_pair`: sentences [B, S, E], which exist [B, S]."""
         means, mask = self._sentences(input_ids, attention_mask, sentence_index, sentence_mask)
-        image = self._contrast_tokens(self.image_tokens(volume))
-        return image, self._project_sentences(means), mask
+        return self._project_sentences(means), mask
 
     @property
     def matches(self) -> bool:
@@ -330,8 +347,11 @@ class MG3D(nn.Module):
 
     def image_tokens(self, volume: Tensor) -> Tensor:
         """Y = W_v F + b_v + e₁ (spec/model 3), projected once: [B, 1, D, H, W] -> [B, N, E]."""
-        tokens = self.token_projector(self.vision_encoder.tokens(volume))
-        return self.image_projection(tokens) + self.image_type
+        return self._project_tokens(self.vision_encoder.tokens(volume))
+
+    def _project_tokens(self, tokens: Tensor) -> Tensor:
+        """[B, N, 16C] -> [B, N, E]."""
+        return self.image_projection(self.token_projector(tokens)) + self.image_type
 
     def _sentences(
         self,

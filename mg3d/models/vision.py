@@ -81,12 +81,22 @@ class VolumeEncoder(nn.Module):
 
     def tokens(self, volume: Tensor) -> Tensor:
         """[B, 1, D, H, W] -> tokens of the last map, LN₀-normalised, z-major, [B, N, 16C]."""
-        tokens = self.last_map(volume).flatten(2).transpose(1, 2)
-        return F.layer_norm(tokens, tokens.shape[-1:])
+        return tokens_of(self.last_map(volume))
 
     def features(self, volume: Tensor) -> Tensor:
         """[B, 1, D, H, W] -> mean of the un-normalised last map, [B, 16C] (spec/model 9)."""
-        return self.last_map(volume).mean(dim=(2, 3, 4))
+        return features_of(self.last_map(volume))
+
+
+def tokens_of(last_map: Tensor) -> Tensor:
+    """`VolumeEncoder.tokens` from the last map: [B, 16C, z, y, x] -> [B, N, 16C]."""
+    tokens = last_map.flatten(2).transpose(1, 2)
+    return F.layer_norm(tokens, tokens.shape[-1:])
+
+
+def features_of(last_map: Tensor) -> Tensor:
+    """`VolumeEncoder.features` from the last map: [B, 16C, z, y, x] -> [B, 16C]."""
+    return last_map.mean(dim=(2, 3, 4))
 
 
 class SwinEncoder(SwinTransformer, VolumeEncoder):

@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 import SimpleITK
 
+from mg3d.data.resample import resample
 from mg3d.finetuning import candidates
-from mg3d.finetuning.candidates import IsotropicScan, Scan, balanced, views
+from mg3d.finetuning.candidates import Scan, balanced, views
+from mg3d.finetuning.cubes import IsotropicScan
 from mg3d.finetuning.images import load_image
 from mg3d.finetuning.task import Case
 from mg3d.params import CandidateFinetune
@@ -62,6 +64,32 @@ def test_a_cube_of_known_millimetres_has_as_many_voxels(tmp_path: Path) -> None:
     scan = IsotropicScan(*load_image(Case("c", "p", tmp_path / "a.mhd")), PARAMS)
     bright = scan.cube((-8.0, -20.0, -240.0)) > -400
     assert bright.sum() * 2.0**3 == pytest.approx(4 / 3 * np.pi * 10**3, rel=0.12)
+
+
+TURNED = np.array([[0.9, 0.1, 0], [-0.1, 0.9, 0.05], [0, -0.05, 3.1]])
+
+
+@pytest.mark.parametrize("axes", [np.diag([0.7, 0.8, 1.3]), np.diag([2.4, 2.4, 7.0]), TURNED])
+def test_cubes_are_those_of_the_whole_scan_resampled(axes: np.ndarray) -> None:
+    generator = np.random.default_rng(0)
+    volume = generator.integers(-1024, 1500, (60, 50, 24)).astype(np.int16)
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = axes, (-31.3, 12.7, -207.9)
+    scan = IsotropicScan(volume, affine, PARAMS)
+    grid = np.diag([2.0, 2.0, 2.0, 1.0])
+    grid[:3, 3] = scan.origin_mm
+    boxes = np.maximum(1, np.rint(2.0 / np.linalg.norm(axes, axis=0))).astype(int).tolist()
+    depth, height, width = scan.shape_xyz[::-1].tolist()
+    whole = resample(volume, affine, grid, (depth, height, width), -1000, boxes)
+    far = np.pad(whole, 40, constant_values=-1000)
+    for _ in range(6):  # also places beyond the border
+        index = generator.integers(-4, scan.shape_xyz + 4)  # x, y, z
+        x, y, z = (scan.origin_mm + 2.0 * index).tolist()
+        start = index[::-1] + 40 - 16
+        expected = far[tuple(slice(a, a + 32) for a in start)]
+        gap = np.abs(scan.cube((-x, -y, z)).astype(int) - expected)
+        assert gap.max() <= 1  # where a value lies midway between two integers
+        assert (gap > 0).mean() < 0.01
 
 
 SCAN = Scan(

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import pytest
 from prefect.client.schemas.filters import FlowRunFilter, LogFilter
 from prefect.settings import PREFECT_API_URL
 
+from flows import child
 from flows.evaluate import evaluate
+from mg3d import gpus
 from mg3d.params import Cell, load_params
 
 CHECKPOINT = Path("runs/pretrain-0/checkpoints/step-000002")
@@ -60,6 +63,38 @@ def test_modes_and_seeds_are_cells_of_their_own(children: Any) -> None:
         "ct_rate_retrieval/frozen-seed4",
     ]
     assert most_at_once(children) == 3
+
+
+def test_cells_get_one_gpu_each_and_so_many_on_each(
+    children: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(gpus.VISIBLE, "4,GPU-7")
+    text = Path("params.yaml").read_text()
+    text = text.replace("  num_parallel: 2 # cells at once, a process", "  num_parallel: 1 #")
+    Path("params.yaml").write_text(text)
+    lock, running, most = threading.Lock(), 0, 0
+    seen: list[str] = []
+    busy: set[str] = set()
+
+    def mg3d(*arguments: Any, label: str, env: dict[str, str]) -> str:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+            assert env[gpus.VISIBLE] not in busy
+            busy.add(env[gpus.VISIBLE])
+            seen.append(env[gpus.VISIBLE])
+        time.sleep(0.2)
+        with lock:
+            running -= 1
+            busy.discard(env[gpus.VISIBLE])
+        return str(arguments[arguments.index("--out") + 1] / "result.json")
+
+    monkeypatch.setattr(child, "mg3d", mg3d)
+    evaluate(CHECKPOINT)
+    assert most == 2
+    assert len(seen) == len(names())
+    assert set(seen) == {"4", "GPU-7"}
 
 
 def most_at_once(children: Any) -> int:

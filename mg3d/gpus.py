@@ -1,0 +1,44 @@
+"""Which GPUs there are, without CUDA: a flow gives each child one and imports no torch."""
+
+import os
+from pathlib import Path
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+_DRIVER = Path("/proc/driver/nvidia/gpus")
+
+
+def visible_gpus() -> list[str]:
+    """What `CUDA_VISIBLE_DEVICES` lists, else the numbers of those that the driver shows.
+
+    As CUDA has it, the list ends at the first entry that is empty or negative.
+    """
+    listed = os.environ.get(VISIBLE)
+    if listed is None:
+        found = list(_DRIVER.iterdir()) if _DRIVER.is_dir() else []
+        return [str(number) for number in range(len(found))]
+    gpus: list[str] = []
+    for entry in map(str.strip, listed.split(",")):
+        if not entry or entry.startswith("-"):
+            break
+        gpus.append(entry)
+    return gpus
+
+
+def places(num_parallel: int, num_gpus: int | None) -> list[str | None]:
+    """The GPU of each process that may run at once: ``num_parallel`` on each of the first
+    ``num_gpus`` (None: all), spread before doubled; without GPUs ``num_parallel`` times None.
+    0 gives "", with which CUDA shows none to a child.
+
+    Raises ValueError if there are fewer.
+    """
+    gpus = visible_gpus()
+    if num_gpus == 0:
+        return [""] * num_parallel
+    if num_gpus is not None:
+        if num_gpus > len(gpus):
+            raise ValueError(
+                f"evaluate.num_gpus is {num_gpus}, and {len(gpus)} are visible: lower it, or "
+                f"look at {VISIBLE}"
+            )
+        gpus = gpus[:num_gpus]
+    return [gpu for _ in range(num_parallel) for gpu in (gpus or [None])]
