@@ -26,7 +26,8 @@ def evaluate_one(
     if cell.fold is not None:
         flags += ("--fold", str(cell.fold))
     out = paths.cell_folder(checkpoint.parent.parent, *cell)
-    command = ("evaluate", checkpoint, *flags, "--out", out, "--params", params)
+    command: tuple[str | Path, ...] = ("evaluate", checkpoint, *flags, "--out", out)
+    command += ("--params", params)
     gpu = free.get() if free is not None else None
     env = {} if gpu is None else {gpus.VISIBLE: gpu}
     try:

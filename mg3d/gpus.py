@@ -1,6 +1,7 @@
 """Which GPUs there are, without CUDA: a flow gives each child one and imports no torch."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -31,7 +32,7 @@ def places(num_parallel: int, num_gpus: int | None) -> list[str | None]:
 
     Raises ValueError if there are fewer.
     """
-    gpus = visible_gpus()
+    gpus: Sequence[str | None] = visible_gpus()
     if num_gpus == 0:
         return [""] * num_parallel
     if num_gpus is not None:
@@ -41,4 +42,4 @@ def places(num_parallel: int, num_gpus: int | None) -> list[str | None]:
                 f"look at {VISIBLE}"
             )
         gpus = gpus[:num_gpus]
-    return [gpu for _ in range(num_parallel) for gpu in (gpus or [None])]
+    return [gpu for _ in range(num_parallel) for gpu in gpus or [None]]
