@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from mg3d import paths
+from mg3d.downstream import DOWNSTREAM
 from mg3d.figures.forest import Line, forest
+from mg3d.finetuning.task import Scores
 from mg3d.metrics.bootstrap import Difference, Estimate, mean_of, paired_difference
 from mg3d.score import params_of, results, samples_of_folds
 
@@ -123,6 +125,7 @@ def rows(run: Path) -> list[Row]:
     order = sorted(cells, key=lambda key: (key[0], key[1] != BASELINE, *key[1:]))
     compared = {(task, crossed) for task, mode, crossed in order if mode == BASELINE}
     means: dict[tuple[str, str, bool], Estimate] = {}
+    metrics: dict[tuple[str, bool], str] = {}  # one for all modes of a task: the baseline's
     found = []
     for task, mode, crossed in order:
         of_cell = cells[task, mode, crossed]
@@ -131,16 +134,20 @@ def rows(run: Path) -> list[Row]:
             of_seed[result["seed"]][folder] = result
         first, last = next(iter(of_cell.values())), list(of_cell.values())[-1]
         metric = first["headline"]["name"]
-        if (task, crossed) in compared:  # one metric for all modes
-            metric = next(iter(cells[task, BASELINE, crossed].values()))["headline"]["name"]
+        has_peer = mode not in TRAINED and RANDOM in first["nulls"]
+        scored: dict[int, Scores] = {}
+        if (task, crossed) in compared or len(of_cell) > 1 or has_peer:
+            scored = {seed: samples_of_folds(folds) for seed, folds in of_seed.items()}
+        if crossed and scored:  # what a fold is too small for, all of them may have
+            metric = _first_available(task, list(scored.values()))
+        if (task, crossed) in compared:
+            metric = metrics.setdefault((task, crossed), metric)
         estimate = _recorded(first, metric)
         values = {r["seed"]: _recorded(r, metric).value for r in of_cell.values()}
         nulls = [_recorded_nulls(result, metric) for result in of_cell.values()]
-        has_peer = mode not in TRAINED and metric in first["nulls"].get(RANDOM, ())
         num_resamples = params_of(first).num_bootstrap
         untrained = None
-        if (task, crossed) in compared or len(of_cell) > 1 or has_peer:
-            scored = {seed: samples_of_folds(folds) for seed, folds in of_seed.items()}
+        if scored:
             seeds = [one.metrics[metric] for one in scored.values()]
             mean = mean_of(seeds, num_resamples=num_resamples, seed=SEED)
             means[task, mode, crossed] = mean
@@ -152,7 +159,7 @@ def rows(run: Path) -> list[Row]:
                     {name: of[metric].value for name, of in one.nulls.items() if metric in of}
                     for one in scored.values()
                 ]
-            if has_peer:
+            if has_peer and all(metric in one.nulls[RANDOM] for one in scored.values()):
                 of_random = mean_of(  # its own interval is not wanted
                     [one.nulls[RANDOM][metric] for one in scored.values()],
                     num_resamples=1,
@@ -189,6 +196,13 @@ def rows(run: Path) -> list[Row]:
             )
         )
     return found
+
+
+def _first_available(task: str, of_seeds: Sequence[Scores]) -> str:
+    """The first of the task's headline metrics that has a value for each seed, else the first."""
+    preferred = DOWNSTREAM[task].headline
+    known = [m for m in preferred if all(s.metrics[m].value is not None for s in of_seeds)]
+    return (known or list(preferred))[0]
 
 
 def _recorded(result: Mapping[str, Any], metric: str) -> Estimate:

@@ -210,7 +210,7 @@ def test_no_results_names_the_remedy(tmp_path: Path) -> None:
 def test_folds_that_test_other_patients_are_pooled_into_one_row(tmp_path: Path) -> None:
     """By hand: the AUROC of all 24 predictions, each by the model of its fold."""
     for seed in (0, 1):
-        for mode, strength in (("scratch", 0.05), ("frozen", 0.45)):
+        for mode, strength in (("scratch", 0.05), ("frozen", 0.3)):
             for fold in range(3):
                 by_fold = severity(strength, 100 * seed + 10 * fold)
                 write(tmp_path, mode, seed, by_fold, fold, slice(fold, None, 3))
@@ -222,10 +222,11 @@ def test_folds_that_test_other_patients_are_pooled_into_one_row(tmp_path: Path) 
     for seed in (0, 1):
         pooled = np.empty(24)
         for fold in range(3):
-            pooled[fold::3] = severity(0.45, 100 * seed + 10 * fold)[fold::3]
+            pooled[fold::3] = severity(0.3, 100 * seed + 10 * fold)[fold::3]
         assert frozen.of_seed[seed] == pytest.approx(auroc(pooled))
     assert frozen.estimate.interval is not None
-    assert frozen.estimate.interval[0] < (frozen.estimate.value or 0) < frozen.estimate.interval[1]
+    low, high = frozen.estimate.interval
+    assert low < (frozen.estimate.value or 0) <= high
     assert frozen.against_scratch is not None
     assert frozen.against_scratch.value is not None
     assert frozen.nulls["prevalence"] == 0.5
