@@ -89,6 +89,11 @@ def predict(
         temperature = loaded.objective_params.temperature
         if params.mode != "zero_shot":
             train, validation = (_primary(split[part]) for part in ("train", "validation"))
+            if not train:
+                raise ValueError(
+                    f"{prefix}: mode {params.mode} needs training pairs and there are none; add "
+                    "dataset/train_fixed, or use zero_shot"
+                )
             pairs = [*train, *validation]
             for system, model in models.items():
                 if system == MODEL and params.mode == "finetune":

@@ -103,6 +103,16 @@ def test_other_modes_are_refused(tmp_path: Path, checkpoint: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("mode", ["frozen", "finetune"])
+def test_training_needs_pairs(tmp_path: Path, checkpoint: Path, mode: str) -> None:
+    write_ct_rate(tmp_path / "data", num_train=0, num_valid=2)
+    params = CtRateRetrieval(mode=mode, num_bootstrap=100)
+    with pytest.raises(ValueError, match="or use zero_shot"):
+        evaluate(
+            TASK, checkpoint, tmp_path / "data", tmp_path / "out", params, lambda step, m: None
+        )
+
+
 def test_a_second_look_needs_what_looks(tmp_path: Path, checkpoint: Path) -> None:
     write_ct_rate(tmp_path / "data", num_train=0, num_valid=2)
     params = CtRateRetrieval(mode="zero_shot", rerank_top=2, num_bootstrap=100)
