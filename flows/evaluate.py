@@ -20,11 +20,9 @@ def evaluate_one(cell: Cell, checkpoint: Path, params: Path) -> Path:
     if cell.fold is not None:
         flags += ("--fold", str(cell.fold))
     out = paths.cell_folder(checkpoint.parent.parent, *cell)
-    return Path(
-        child.mg3d(
-            *("evaluate", checkpoint, *flags, "--out", out, "--params", params), label=f"{cell} | "
-        )
-    )
+    arguments: list[str | Path] = ["evaluate", checkpoint, *flags]
+    arguments += ["--out", out, "--params", params]
+    return Path(child.mg3d(*arguments, label=f"{cell} | "))
 
 
 @flow

@@ -772,10 +772,11 @@ class Params(Section):
         for name in self.downstream_tasks(chosen):
             section = self.downstream.task(name)
             modes = [mode for mode in self.evaluate.modes if mode in section.MODES]
-            folds = [fold for fold in self.evaluate.folds if fold < section.NUM_FOLDS]
+            known = [fold for fold in self.evaluate.folds if fold < section.NUM_FOLDS]
+            folds: list[int | None] = [*known] or [section.fold]
             for mode in modes or [section.mode]:
                 for seed in self.evaluate.seeds or [section.seed]:
-                    found += [Cell(name, mode, seed, fold) for fold in folds or [section.fold]]
+                    found += [Cell(name, mode, seed, fold) for fold in folds]
         return found
 
     def of_cell(self, cell: Cell) -> "Params":
