@@ -274,6 +274,7 @@ def test_cells_are_tasks_times_their_modes_times_seeds(
 
 
 def test_folds_are_cells_where_a_task_has_them(tree: dict[str, Any], tmp_path: Path) -> None:
+    assign(tree, "downstream.luna16.mode", "frozen")
     assign(tree, "evaluate.folds", [4, 9])
     crossed = load(tree, tmp_path)
     assert list(map(str, crossed.cells(["luna16", "acdc"]))) == [
