@@ -450,7 +450,7 @@ class Pretrain(Section):
         return self
 
 
-Mode = Literal["frozen", "finetune", "scratch", "zero_shot"]
+Mode = Literal["frozen", "finetune", "scratch", "zero_shot", "prompt_tuned"]
 
 
 class Finetune(Section):
@@ -474,6 +474,8 @@ class Finetune(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Finetune":
+        if self.mode not in self.MODES:
+            raise ValueError(f"there is no mode {self.mode} here: use {', '.join(self.MODES)}")
         if self.validation_fraction + self.test_fraction >= 0.9:
             raise ValueError("validation_fraction + test_fraction leave under 10 % for training")
         return self
@@ -588,7 +590,7 @@ class Luna16(CandidateFinetune):
 class CtRateDiagnosis(Finetune):
     """18 findings (spec/downstream 2)."""
 
-    mode: Literal["frozen", "finetune", "scratch", "zero_shot", "prompt_tuned"] = "frozen"  # type: ignore[assignment]
+    MODES = ("scratch", "finetune", "frozen", "zero_shot", "prompt_tuned")
 
 
 class Downstream(Section):
