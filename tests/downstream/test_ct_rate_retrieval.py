@@ -96,7 +96,9 @@ def test_end_to_end(tmp_path: Path, checkpoint: Path, mode: str) -> None:
 
 def test_other_modes_are_refused(tmp_path: Path, checkpoint: Path) -> None:
     write_ct_rate(tmp_path / "data", num_train=0, num_valid=2)
-    params = CtRateRetrieval(mode="prompt_tuned", num_bootstrap=100)
+    with pytest.raises(ValueError, match="use zero_shot, frozen, finetune"):
+        CtRateRetrieval(mode="prompt_tuned")
+    params = CtRateRetrieval(num_bootstrap=100).model_copy(update={"mode": "prompt_tuned"})
     with pytest.raises(ValueError, match="use zero_shot, frozen or finetune"):
         evaluate(
             TASK, checkpoint, tmp_path / "data", tmp_path / "out", params, lambda step, m: None
