@@ -149,9 +149,7 @@ def test_a_signal_to_the_parent_ends_the_child(tmp_path: Path, number: signal.Si
 @pytest.mark.parametrize("mood", ["docile", "deaf"])
 def test_sigkill_of_the_parent_ends_all_descendants(tmp_path: Path, mood: str) -> None:
     pids = tmp_path / "pids"
-    code = (
-        f"from mg3d import launch; launch.run({python(FAMILY, str(pids), mood)!r}, grace_s=0.5)"
-    )
+    code = f"from mg3d import launch; launch.run({python(FAMILY, str(pids), mood)!r}, grace_s=0.5)"
     parent = subprocess.Popen(python(code), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 3)
     parent.kill()
