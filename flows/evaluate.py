@@ -9,6 +9,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import child
 from flows.command_line import main
+from flows.gpu import gpu_slots
 from mg3d import launch, paths
 from mg3d.params import Cell, load_params
 
@@ -18,11 +19,13 @@ def evaluate_one(cell: Cell, checkpoint: Path, params: Path) -> Path:
     """One cell in its own process: its own seed, device, memory limit and crash."""
     flags = ("--task", cell.task, "--mode", cell.mode, "--seed", str(cell.seed))
     out = paths.cell_folder(checkpoint.parent.parent, *cell)
-    return Path(
-        child.mg3d(
-            *("evaluate", checkpoint, *flags, "--out", out, "--params", params), label=f"{cell} | "
+    with gpu_slots(1):
+        return Path(
+            child.mg3d(
+                *("evaluate", checkpoint, *flags, "--out", out, "--params", params),
+                label=f"{cell} | ",
+            )
         )
-    )
 
 
 @flow
