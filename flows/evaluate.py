@@ -5,11 +5,11 @@ from pathlib import Path
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import child
 from flows.command_line import main
 from flows.gpu import gpu_slots
+from flows.runners import task_runner, workers_ended
 from mg3d import launch, paths
 from mg3d.params import Cell, load_params
 
@@ -41,10 +41,7 @@ def evaluate(
     """
     tree = load_params(params)
     cells = tree.cells(tasks)
-    runner: ThreadPoolTaskRunner[Path] = ThreadPoolTaskRunner(
-        max_workers=tree.evaluate.num_parallel
-    )
-    with runner, launch.ended_together():
+    with task_runner(tree.evaluate) as runner, workers_ended(runner), launch.ended_together():
         futures: list[PrefectFuture[Path]] = [
             runner.submit(evaluate_one, {"cell": cell, "checkpoint": checkpoint, "params": params})
             for cell in cells

@@ -632,6 +632,11 @@ class Evaluate(Section):
     modes: tuple[Mode, ...] = Field((), description="of each task; empty: the task's own mode")
     seeds: tuple[int, ...] = Field((), description="of each task; empty: the task's own seed")
     num_parallel: int = Field(2, ge=1, description="cells at once, a process each")
+    runner: str = Field(
+        "threads",
+        pattern=r"^(threads|processes|dask|(tcp|tls)://.+)$",
+        description="of cells: threads, processes, dask or a Dask scheduler's address, tcp://...",
+    )
     max_memory_gb: float | None = Field(None, gt=0, description="of a cell; null: no limit")
 
     @model_validator(mode="after")
