@@ -67,8 +67,9 @@ def run_in(project: Path, folder: Path, runner: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("_server")
 def test_processes_and_a_dask_cluster_give_the_results_of_threads(
-    _server: None, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = run_in(project, tmp_path / "threads", "threads", monkeypatch)
     assert len(expected[0]) > 6  # there are predictions
@@ -99,10 +100,9 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.usefixtures("_server")
 @pytest.mark.parametrize("runner", ["processes", "dask"])
-def test_sigterm_to_the_flow_ends_what_its_workers_run(
-    _server: None, tmp_path: Path, runner: str
-) -> None:
+def test_sigterm_to_the_flow_ends_what_its_workers_run(tmp_path: Path, runner: str) -> None:
     (tmp_path / "cells.py").write_text(CELL)
     flow = subprocess.Popen(
         [sys.executable, "cells.py", str(tmp_path), runner],

@@ -32,10 +32,10 @@ WORKER = (
     "from prefect import serve; from flows.pretrain import pretrain; "
     "serve(pretrain.to_deployment('mg3d'))"
 )
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 240.0) -> Any:
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 600.0) -> Any:
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
