@@ -15,6 +15,8 @@ from mg3d import launch
 
 MG3D = (sys.executable, "-m", "mg3d.cli")
 DVC = (sys.executable, "-m", "dvc")
+pause = time.sleep
+
 DVC_WAIT_S = 24 * 3600.0
 DVC_PAUSE_S = 60.0
 #: DVC has no exit code of its own for its two locks, of the repository and of a stage's files.
@@ -59,7 +61,7 @@ def dvc(*arguments: str | Path) -> str:
                     f"wait for it or end it, then start this again\n{error}"
                 ) from error
         _show(f"waiting: another dvc is at work in this folder; next try in {pause_s:.0f} s")
-        time.sleep(pause_s)
+        pause(pause_s)
         pause_s = min(2 * pause_s, DVC_PAUSE_S)
 
 

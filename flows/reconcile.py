@@ -7,12 +7,13 @@ lets the server do the same by itself for Prefect's half. MLflow's half is `mg3d
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from prefect import flow, get_client, runtime
 from prefect.automations import Automation
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.filters import EventFilter
 from prefect.events.schemas.automations import EventTrigger, Posture
@@ -46,7 +47,7 @@ def reconcile(runs: Path = paths.RUNS, patience_s: float = PATIENCE_S) -> list[U
                 continue
             message = f"no sign of life for {silent_s:.0f} s: its process is gone"
             cancelled = run.state is not None and run.state.is_cancelling()
-            state = Cancelled(message=message) if cancelled else Crashed(message=message)
+            state: State[Any] = (Cancelled if cancelled else Crashed)(message=message)
             client.set_flow_run_state(run.id, state, force=True)
             for task_run in client.read_task_runs(
                 flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [run.id]}}),

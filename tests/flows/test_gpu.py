@@ -72,7 +72,7 @@ def test_more_ranks_than_gpus_is_an_error_that_names_the_remedy(
     two_gpus: None, children: Any
 ) -> None:
     text = Path("params.yaml").read_text()
-    Path("params.yaml").write_text(text.replace("  num_ranks: 2", "  num_ranks: 3"))
-    with pytest.raises(ValueError, match="3 GPU slots are needed and the limit `gpu` has 2"):
+    Path("params.yaml").write_text(text.replace("  num_ranks: 2", "  num_ranks: 4"))
+    with pytest.raises(ValueError, match="4 GPU slots are needed and the limit `gpu` has 2"):
         pretrain()
     assert children.started() == []
