@@ -18,7 +18,8 @@ def main(flow: Flow[..., Any]) -> None:
     @wraps(function)
     def run(**parameters: Any) -> None:
         try:
-            load_params(parameters["params"])  # before a server is started for the flow
+            if "params" in parameters:
+                load_params(parameters["params"])  # before a server is started for the flow
             flow(**parameters)
         except (ValueError, RuntimeError) as error:
             print(f"error: {error}", file=sys.stderr)

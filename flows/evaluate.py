@@ -1,40 +1,32 @@
 """Fan out the downstream tasks, their modes, seeds and folds: all finish, then fail loudly."""
 
 from pathlib import Path
-from queue import SimpleQueue
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import child
 from flows.command_line import main
+from flows.gpu import gpu_slots
+from flows.runners import task_runner, workers_ended
 from mg3d import gpus, launch, paths
 from mg3d.params import Cell, load_params
 
 
 @task(task_run_name="{cell}", cache_policy=NO_CACHE)
-def evaluate_one(
-    cell: Cell, checkpoint: Path, params: Path, free: "SimpleQueue[str | None] | None" = None
-) -> Path:
-    """One cell in its own process: its own seed, device, memory limit and crash.
-
-    ``free`` are the places left to run at: a GPU each, or None where there is none.
-    """
+def evaluate_one(cell: Cell, checkpoint: Path, params: Path) -> Path:
+    """One cell in its own process: its own seed, GPU, memory limit and crash."""
     flags: tuple[str, ...] = ("--task", cell.task, "--mode", cell.mode, "--seed", str(cell.seed))
     if cell.fold is not None:
         flags += ("--fold", str(cell.fold))
     out = paths.cell_folder(checkpoint.parent.parent, *cell)
     command: tuple[str | Path, ...] = ("evaluate", checkpoint, *flags, "--out", out)
     command += ("--params", params)
-    gpu = free.get() if free is not None else None
-    env = {} if gpu is None else {gpus.VISIBLE: gpu}
-    try:
+    limits = load_params(params).evaluate
+    with gpu_slots(1), gpus.place(limits.num_parallel, limits.num_gpus) as gpu:
+        env = {} if gpu is None else {gpus.VISIBLE: gpu}
         return Path(child.mg3d(*command, label=f"{cell} | ", env=env))
-    finally:
-        if free is not None:
-            free.put(gpu)
 
 
 @flow
@@ -50,17 +42,9 @@ def evaluate(
     """
     tree = load_params(params)
     cells = tree.cells(tasks)
-    places = gpus.places(tree.evaluate.num_parallel, tree.evaluate.num_gpus)
-    free: SimpleQueue[str | None] = SimpleQueue()
-    for place in places:
-        free.put(place)
-    runner: ThreadPoolTaskRunner[Path] = ThreadPoolTaskRunner(max_workers=len(places))
-    with runner, launch.ended_together():
+    with task_runner(tree.evaluate) as runner, workers_ended(runner), launch.ended_together():
         futures: list[PrefectFuture[Path]] = [
-            runner.submit(
-                evaluate_one,
-                {"cell": cell, "checkpoint": checkpoint, "params": params, "free": free},
-            )
+            runner.submit(evaluate_one, {"cell": cell, "checkpoint": checkpoint, "params": params})
             for cell in cells
         ]
         wait(futures)

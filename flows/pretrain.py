@@ -7,6 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows import child
 from flows.command_line import main
+from flows.gpu import gpu_slots
 from mg3d import paths
 from mg3d.params import load_params
 
@@ -28,8 +29,9 @@ def pretrain(
         prepared: What the prepare flow wrote.
         out: Where the run's folder goes; its name follows from data and params.
     """
-    load_params(params)  # a mistake in the file is not worth a second try
-    return train(prepared, out, params)
+    tree = load_params(params)  # a mistake in the file is not worth a second try
+    with gpu_slots(tree.pretrain.num_ranks):
+        return train(prepared, out, params)
 
 
 if __name__ == "__main__":

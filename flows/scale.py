@@ -7,6 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows import child
 from flows.command_line import main
+from flows.gpu import gpu_slots
 from mg3d import paths
 from mg3d.params import load_params
 
@@ -28,8 +29,9 @@ def scale(
         prepared: What the prepare flow wrote.
         out: Where the runs' folders go, and the table's beside them.
     """
-    load_params(params)  # a mistake in the file is not worth a second try
-    return run_cells(prepared, out, params)
+    tree = load_params(params)  # a mistake in the file is not worth a second try
+    with gpu_slots(tree.pretrain.num_ranks * tree.scale.num_parallel):
+        return run_cells(prepared, out, params)
 
 
 if __name__ == "__main__":

@@ -251,6 +251,19 @@ def register(
     print(tracking.register(run, load_params(params).register_))
 
 
+@app.command("reconcile")
+def reconcile(
+    runs: Annotated[Path, typer.Argument(help="Where runs' folders are.")] = paths.RUNS,
+) -> None:
+    """MLflow runs whose process was killed are marked KILLED; prints how many."""
+    from mg3d import tracking
+
+    killed = tracking.reconcile(runs)
+    for folder in killed:
+        print(f"{folder}: its process is gone; marked KILLED")
+    print(f"{len(killed)} MLflow runs were marked KILLED")
+
+
 @app.command("ablate")
 def ablate(
     source: Source = paths.PREPARED, out: Out = paths.RUNS, params: ParamsFile = paths.PARAMS

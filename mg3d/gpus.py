@@ -1,10 +1,16 @@
 """Which GPUs there are, without CUDA: a flow gives each child one and imports no torch."""
 
+import fcntl
 import os
-from collections.abc import Sequence
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+POLL_S = 0.2
 _DRIVER = Path("/proc/driver/nvidia/gpus")
 
 
@@ -43,3 +49,30 @@ def places(num_parallel: int, num_gpus: int | None) -> list[str | None]:
             )
         gpus = gpus[:num_gpus]
     return [gpu for _ in range(num_parallel) for gpu in gpus or [None]]
+
+
+@contextmanager
+def place(num_parallel: int, num_gpus: int | None) -> Iterator[str | None]:
+    """Hold one of `places` for the block; wait for one to be free.
+
+    A GPU's places are locked files that all processes of a machine share, so threads, processes and
+    the workers of a cluster may ask for one; the kernel frees those of a process that was killed.
+    Nothing is held where there is no GPU.
+    """
+    wanted = places(num_parallel, num_gpus)
+    if not wanted[0]:
+        yield wanted[0]
+        return
+    while True:
+        seen: Counter[str | None] = Counter()
+        for gpu in wanted:
+            name = f"mg3d-gpu-{gpu}-{seen[gpu]}.lock"
+            seen[gpu] += 1
+            with (Path(tempfile.gettempdir()) / name).open("a") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                yield gpu
+                return
+        time.sleep(POLL_S)

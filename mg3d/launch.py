@@ -2,13 +2,16 @@
 
 GPU work, DVC and everything a flow starts is a child process (design section 4). A child that
 outlives its parent keeps a GPU and a lock, so whatever ends :func:`run` (an error, Ctrl-C, SIGTERM,
-a cancelled flow) ends the child and all its descendants too.
+a cancelled flow) ends the child and all its descendants too. On Linux so does SIGKILL of this
+process: see :mod:`mg3d.tether`.
 """
 
+import errno
 import os
 import queue
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +27,7 @@ import psutil
 NUM_LAST_LINES = 20
 GRACE_S = 15.0
 RANKS_GRACE_S = 45.0  # torchrun's agent gives its ranks 30
+TETHER_S = 5.0  # more than the grace it gives: to end what is left
 
 #: Exit code of a training that was told to stop: start it again and it goes on (EX_TEMPFAIL).
 RESUMABLE = 75
@@ -36,6 +40,9 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(2**31),
     "THP_MEM_ALLOC_ENABLE": "1",
 }
+
+#: Open files that the families of commands hold too: a lock in one is held until all have ended.
+held_files: set[int] = set()
 
 _live: set[subprocess.Popen[str]] = set()
 _ending = False  # see ended_together
@@ -83,7 +90,7 @@ def run(
     """
     last = {is_stdout: deque[str](maxlen=NUM_LAST_LINES) for is_stdout in (True, False)}
     with _sigterm_raises():
-        process = _start(command, ALLOCATOR | os.environ | UNBUFFERED | (env or {}))
+        process = _start(command, ALLOCATOR | os.environ | UNBUFFERED | (env or {}), grace_s)
         try:
             for line, is_stdout in _lines(process):
                 on_line(line)
@@ -91,7 +98,7 @@ def run(
                     last[is_stdout].append(line)
             process.wait()
         finally:
-            _end(process, grace_s)
+            end_family(process, grace_s + TETHER_S)
             _live.discard(process)
     if process.returncode:
         raise CommandError(command, process.returncode, [*last[True], *last[False]])
@@ -150,11 +157,16 @@ def ended_together(grace_s: float = GRACE_S) -> Iterator[None]:
                 _ending = True
                 started = list(_live)
             for process in started:
-                _end(process, grace_s)
+                end_family(process, grace_s + TETHER_S)
             raise
 
 
-def _start(command: Sequence[str], env: dict[str, str]) -> subprocess.Popen[str]:
+def _start(command: Sequence[str], env: dict[str, str], grace_s: float) -> subprocess.Popen[str]:
+    if shutil.which(command[0], path=env.get("PATH")) is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
+    if sys.platform == "linux":
+        tether = [sys.executable, "-m", "mg3d.tether", str(os.getpid()), str(grace_s)]
+        command = [*tether, *command]
     with _starting:
         if _ending and not _in_main_thread():
             raise RuntimeError(f"`{shlex.join(command)}` was not started: others were interrupted")
@@ -167,6 +179,7 @@ def _start(command: Sequence[str], env: dict[str, str]) -> subprocess.Popen[str]
             encoding="utf-8",
             errors="replace",
             start_new_session=True,
+            pass_fds=tuple(held_files),
         )
         _live.add(process)
         return process
@@ -200,12 +213,17 @@ def _lines(process: subprocess.Popen[str]) -> Iterator[tuple[str, bool]]:
             yield line, is_stdout
 
 
-def _end(process: subprocess.Popen[str], grace_s: float) -> None:
-    """SIGTERM to the group; what ignores it, or leads another one (torchrun's ranks), is killed."""
-    family: list[psutil.Process] = []
-    with suppress(psutil.NoSuchProcess):
-        family = psutil.Process(process.pid).children(recursive=True)
+def end_family(process: subprocess.Popen[Any], grace_s: float, head: int | None = None) -> None:
+    """SIGTERM to the group; what ignores it, or leads another one (torchrun's ranks), is killed.
+
+    ``head``: whose descendants the family is, if not those of ``process``.
+    """
+    family = _family(head or process.pid)
     _signal_group(process, signal.SIGTERM)
+    if process.poll() is not None:  # nobody is left to tell the others
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.terminate()
     deadline = time.monotonic() + grace_s
     try:
         while process.poll() is None or any(map(_is_alive, family)):
@@ -213,14 +231,20 @@ def _end(process: subprocess.Popen[str], grace_s: float) -> None:
                 break
             time.sleep(0.05)
     finally:  # a second Ctrl-C ends the patience, not the clean-up
-        for member in filter(_is_alive, family):
+        for member in filter(_is_alive, {*family, *_family(head or process.pid)}):
             with suppress(psutil.NoSuchProcess):
                 member.kill()
         _signal_group(process, signal.SIGKILL)
         process.wait()
 
 
-def _signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:
+def _family(head: int) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(head).children(recursive=True)
+    return []
+
+
+def _signal_group(process: subprocess.Popen[Any], number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 

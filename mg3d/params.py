@@ -650,6 +650,11 @@ class Evaluate(Section):
     seeds: tuple[int, ...] = Field((), description="of each task; empty: the task's own seed")
     folds: tuple[int, ...] = Field((), description="of each task; empty: the task's own fold")
     num_parallel: int = Field(2, ge=1, description="cells at once, a process each")
+    runner: str = Field(
+        "threads",
+        pattern=r"^(threads|processes|dask|(tcp|tls)://.+)$",
+        description="of cells: threads, processes, dask or a Dask scheduler's address, tcp://...",
+    )
     max_memory_gb: float | None = Field(None, gt=0, description="of a cell; null: no limit")
     num_gpus: int | None = Field(
         None, ge=0, description="the first so many; null: all that CUDA shows; num_parallel on each"

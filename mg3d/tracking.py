@@ -26,6 +26,7 @@ from mlflow.types import Schema, TensorSpec
 
 from mg3d import paths
 from mg3d.fingerprint import git_commit
+from mg3d.occupied import is_occupied, occupied
 from mg3d.params import Params, Register
 from mg3d.registered_encoder import RegisteredEncoder
 
@@ -101,8 +102,16 @@ def attach(folder: Path) -> Tracked:
 def track(folder: Path, name: str, params: Params, parent: Path | None = None) -> Iterator[Tracked]:
     """Open the MLflow run of a run's folder, creating it once; close it as finished or failed.
 
+    Only one process has it open; others wait. One that is told to stop closes it as killed, and
+    for one that is killed :func:`reconcile` does.
     ``parent``: folder of the run this one is a child of, if that run was tracked.
     """
+    with occupied(folder), _opened(folder, name, params, parent) as tracked:
+        yield tracked
+
+
+@contextmanager
+def _opened(folder: Path, name: str, params: Params, parent: Path | None) -> Iterator[Tracked]:
     store = client()
     id_file = folder / paths.MLFLOW_RUN_ID
     if id_file.exists():
@@ -124,10 +133,30 @@ def track(folder: Path, name: str, params: Params, parent: Path | None = None) -
         store.log_artifact(tracked.run_id, str(folder / paths.RUN_PARAMS))
     try:
         yield tracked
-    except BaseException:
-        store.set_terminated(tracked.run_id, "FAILED")
+    except BaseException as error:
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        store.set_terminated(tracked.run_id, status)
         raise
     store.set_terminated(tracked.run_id, "FINISHED")
+
+
+def reconcile(runs: Path) -> list[Path]:
+    """Mark as killed each MLflow run under ``runs`` that is open though no process works on it.
+
+    Returns the folders of those runs; the next process that opens one goes on with its MLflow run.
+    """
+    store = client()
+    killed = []
+    for id_file in sorted(runs.rglob(paths.MLFLOW_RUN_ID)):
+        run_id, folder = id_file.read_text().strip(), id_file.parent
+        try:
+            status = store.get_run(run_id).info.status
+        except MlflowException:  # a folder from another store
+            continue
+        if status == "RUNNING" and not is_occupied(folder):
+            store.set_terminated(run_id, "KILLED")
+            killed.append(folder)
+    return killed
 
 
 def evaluation(checkpoint: Path, params: Params) -> Path:

@@ -1,5 +1,6 @@
 """Each child has one GPU, and a GPU as many children as the params say."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,22 @@ def test_places(monkeypatch: pytest.MonkeyPatch) -> None:
         gpus.places(1, 3)
     monkeypatch.setenv(gpus.VISIBLE, "")
     assert gpus.places(2, None) == [None, None]
+
+
+def test_a_place_is_held_by_one_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(gpus.VISIBLE, "4,5")
+    monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
+    with ExitStack() as held:
+        taken = [held.enter_context(gpus.place(2, None)) for _ in range(4)]
+        assert taken == ["4", "5", "4", "5"]
+
+        def stop(seconds: float) -> None:
+            raise TimeoutError
+
+        monkeypatch.setattr(gpus.time, "sleep", stop)
+        with pytest.raises(TimeoutError), gpus.place(2, None):
+            pass
+    with gpus.place(2, None) as again:
+        assert again == "4"
+    with gpus.place(2, 0) as none, gpus.place(2, 0) as other:
+        assert (none, other) == ("", "")

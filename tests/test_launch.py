@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -141,6 +142,33 @@ def test_a_signal_to_the_parent_ends_the_child(tmp_path: Path, number: signal.Si
     parent.send_signal(number)
     code = parent.wait(timeout=15)
     assert code in (128 + number, -number)
+    assert not any(map(alive, map(int, pids.read_text().split())))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a favour of Linux")
+@pytest.mark.parametrize("mood", ["docile", "deaf"])
+def test_sigkill_of_the_parent_ends_all_descendants(tmp_path: Path, mood: str) -> None:
+    pids = tmp_path / "pids"
+    code = f"from mg3d import launch; launch.run({python(FAMILY, str(pids), mood)!r}, grace_s=0.5)"
+    parent = subprocess.Popen(python(code), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 3)
+    parent.kill()
+    parent.wait(timeout=15)
+    family = list(map(int, pids.read_text().split()))
+    wait_until(lambda: not any(map(alive, family)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a favour of Linux")
+def test_sigkill_of_a_child_ends_its_descendants_in_other_sessions(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+
+    def kill(line: str) -> None:
+        wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 3)
+        with suppress(ProcessLookupError):  # there are two lines
+            os.kill(int(pids.read_text().split()[0]), signal.SIGKILL)
+
+    with pytest.raises(launch.CommandError, match="ended by Killed"):
+        launch.run(python(FAMILY, str(pids)), kill, grace_s=0.5)
     assert not any(map(alive, map(int, pids.read_text().split())))
 
 

@@ -1,6 +1,8 @@
 """The record: one MLflow run per folder, an encoder registered without pickle, embedding."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +82,70 @@ def test_a_folder_is_one_run_however_often_it_is_opened(here: Path, params: Para
     assert found.data.params["pretrain.batch_size"] == str(params.pretrain.batch_size)
     history = store.get_metric_history(first.run_id, "pretrain/train/mim")
     assert [(m.step, m.value) for m in history] == [(3, 0.25), (4, 0.125)]
+
+
+TRACK = """
+import os, sys, time
+from pathlib import Path
+from mg3d import tracking
+from mg3d.params import load_params
+with tracking.track(Path(sys.argv[1]), "pretrain", load_params(Path(sys.argv[2]))):
+    print("open", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def opened(folder: Path) -> subprocess.Popen[str]:
+    """A process that has a run open until it reads a line."""
+    command = [sys.executable, "-c", TRACK, str(folder), str(ROOT / paths.PARAMS)]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "open\n"
+    return process
+
+
+def test_a_run_whose_process_is_killed_is_marked_and_goes_on_later(
+    here: Path, params: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mg3d import tracking
+    from mg3d.cli import reconcile
+
+    dead, alive = paths.RUNS / "dead", paths.RUNS / "alive"
+    with tracking.track(paths.RUNS / "done", "pretrain", params):
+        pass
+    processes = [opened(dead), opened(alive)]
+
+    def status(folder: Path) -> str:
+        return str(store.get_run(tracking.attach(folder).run_id).info.status)
+
+    store = tracking.client()
+    try:
+        assert status(dead) == "RUNNING"
+        processes[0].kill()
+        processes[0].wait(timeout=15)
+        reconcile(paths.RUNS)
+        assert capsys.readouterr().out.endswith("1 MLflow runs were marked KILLED\n")
+        assert (status(dead), status(alive)) == ("KILLED", "RUNNING")
+        assert status(paths.RUNS / "done") == "FINISHED"
+    finally:
+        for process in processes[1:]:
+            process.communicate("\n", timeout=60)
+    assert status(alive) == "FINISHED"
+    before = tracking.attach(dead).run_id
+    with tracking.track(dead, "pretrain", params) as again:
+        assert status(dead) == "RUNNING"
+    assert again.run_id == before
+    assert status(dead) == "FINISHED"
+
+
+def test_a_run_that_is_told_to_stop_is_killed_not_failed(here: Path, params: Params) -> None:
+    from mg3d import tracking
+
+    folder = paths.RUNS / "a"
+    with pytest.raises(SystemExit), tracking.track(folder, "pretrain", params) as tracked:
+        raise SystemExit(143)
+    assert tracked.client.get_run(tracked.run_id).info.status == "KILLED"
 
 
 def test_a_result_is_recorded_with_interval_and_nulls_and_no_zero_for_null(

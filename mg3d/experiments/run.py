@@ -46,6 +46,7 @@ def pretrain_on_ranks(
 ) -> Path:
     """Start ``pretrain.num_ranks`` ranks of `mg3d pretrain` unless the run is finished already.
 
+    Another process that has begun the same run is waited for.
     The run's folder is ``resume``, or in ``out`` under its fingerprint's name. Returns the final
     checkpoint. ``name`` and ``parent`` (a folder) are for the MLflow run. Raises ValueError for a
     folder that holds another run (see `mg3d.training.pretrain.finished`), CommandError for a rank
@@ -65,7 +66,9 @@ def pretrain_on_ranks(
     command += ["--resume", str(resume)] if resume else ["--out", str(out)]
     command += ["--force"] if force else []
     with tracking.track(folder, name, params, parent=parent) as tracked:
-        launch.torchrun(command, params.pretrain.num_ranks, params.pretrain.num_threads_per_rank)
+        if finished(folder, fingerprint, num_steps, force) is None:  # nobody was faster
+            ranks, threads = params.pretrain.num_ranks, params.pretrain.num_threads_per_rank
+            launch.torchrun(command, ranks, threads)
         tracked.log_folder(folder / paths.FIGURES)
     done = finished(folder, fingerprint, num_steps, force)
     assert done is not None, f"{folder} is not complete after its training"

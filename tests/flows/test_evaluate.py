@@ -187,7 +187,7 @@ def test_sigterm_to_the_flow_ends_its_children(children: Any) -> None:
         assert time.monotonic() < deadline, "the flow did not start its children"
         time.sleep(0.1)
     family = psutil.Process(flow.pid).children(recursive=True)
-    asleep = [process for process in family if "child.py" in " ".join(process.cmdline())]
+    asleep = [process for process in family if process.cmdline()[1:2] == ["child.py"]]
     assert len(asleep) == 2
     flow.send_signal(signal.SIGTERM)
     flow.wait(timeout=45)

@@ -1,6 +1,12 @@
 """prepare runs `dvc repro`, once, on the file that DVC reads."""
 
+import os
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +39,57 @@ def test_real_dvc_makes_what_is_stale_and_then_nothing(
     assert "Running stage 'copy'" in capsys.readouterr().out
     prepare()
     assert "up to date" in capsys.readouterr().out
+
+
+STAGE_UNTIL_GO = "touch begun && until [ -e go ]; do sleep 0.2; done && cp a b"
+
+
+@pytest.fixture
+def other_dvc(children: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+    """A `dvc repro` as a person would start it, in its stage, which lasts until "go" is there."""
+    monkeypatch.setattr(child, "DVC", (sys.executable, "-m", "dvc"))
+    monkeypatch.setattr(child, "DVC_PAUSE_S", 1.0)
+    Path("a").write_text("content")
+    stage = {"cmd": STAGE_UNTIL_GO, "deps": ["a"], "outs": ["b"]}
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"copy": stage}}))
+    launch.run([*child.DVC, "init", "--no-scm", "-q"])
+    process = subprocess.Popen([*child.DVC, "repro"], start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not Path("begun").exists():
+            assert time.monotonic() < deadline, "the stage has not begun"
+            time.sleep(0.05)
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=15)
+
+
+def test_another_dvc_is_waited_for(
+    other_dvc: subprocess.Popen[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def wait(seconds: float) -> None:
+        Path("go").touch()
+        other_dvc.wait(timeout=60)
+
+    monkeypatch.setattr(child, "pause", wait)
+    prepare()
+    assert other_dvc.returncode == 0
+    output = capsys.readouterr().out
+    assert "waiting: another dvc is at work in this folder" in output
+    assert "up to date" in output.splitlines()[-1]
+
+
+def test_a_dvc_that_does_not_end_is_named_after_a_while(
+    other_dvc: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "DVC_WAIT_S", 0.0)
+    words = rf"another dvc has been at work(.|\n)*PID {other_dvc.pid}"
+    with pytest.raises(RuntimeError, match=words):
+        prepare()
 
 
 def test_a_failing_stage_fails_the_flow_with_its_last_lines(
