@@ -9,8 +9,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import child
 from flows.command_line import main
+from flows.form import Overrides, Profile, given
 from mg3d import launch, paths
-from mg3d.params import Cell, load_params
+from mg3d.params import Cell, Mode, TaskName, load_params, resolve
 
 
 @task(task_run_name="{cell}", cache_policy=NO_CACHE)
@@ -27,15 +28,24 @@ def evaluate_one(cell: Cell, checkpoint: Path, params: Path) -> Path:
 
 @flow
 def evaluate(
-    checkpoint: Path, params: Path = paths.PARAMS, tasks: list[str] | None = None
+    checkpoint: Path,
+    params: Profile = paths.PARAMS,
+    tasks: list[TaskName] = [],  # noqa: B006
+    modes: list[Mode] = [],  # noqa: B006
+    seeds: list[int] = [],  # noqa: B006
+    overrides: Overrides = {},  # noqa: B006
 ) -> list[Path]:
     """Evaluate a checkpoint on the downstream tasks and return their result files.
 
     Args:
         checkpoint: A checkpoint's folder; results go to the folder of its run.
-        params: A complete params file; its section `evaluate` says which modes and seeds.
+        params: A complete params file.
         tasks: Names under `downstream` in the params file; all of them when left out.
+        modes: Of each task that knows them; `evaluate.modes` of the file when left out.
+        seeds: Of each task; `evaluate.seeds` of the file when left out.
+        overrides: `section.key`: value, instead of the file's.
     """
+    params = resolve(params, given(overrides, evaluate__modes=modes, evaluate__seeds=seeds))
     tree = load_params(params)
     cells = tree.cells(tasks)
     runner: ThreadPoolTaskRunner[Path] = ThreadPoolTaskRunner(

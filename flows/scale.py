@@ -7,8 +7,9 @@ from prefect.cache_policies import NO_CACHE
 
 from flows import child
 from flows.command_line import main
+from flows.form import Overrides, Profile
 from mg3d import paths
-from mg3d.params import load_params
+from mg3d.params import resolve
 
 
 @task(retries=1, retry_delay_seconds=5, cache_policy=NO_CACHE)
@@ -19,7 +20,10 @@ def run_cells(prepared: Path, out: Path, params: Path) -> Path:
 
 @flow
 def scale(
-    params: Path = paths.PARAMS, prepared: Path = paths.PREPARED, out: Path = paths.RUNS
+    params: Profile = paths.PARAMS,
+    prepared: Path = paths.PREPARED,
+    out: Path = paths.RUNS,
+    overrides: Overrides = {},  # noqa: B006
 ) -> Path:
     """Pre-train for each size of data and encoder; return the file of the result.
 
@@ -27,8 +31,9 @@ def scale(
         params: A complete params file; its section `scale` says which sizes.
         prepared: What the prepare flow wrote.
         out: Where the runs' folders go, and the table's beside them.
+        overrides: `section.key`: value, instead of the file's.
     """
-    load_params(params)  # a mistake in the file is not worth a second try
+    params = resolve(params, overrides)  # a mistake in the file is not worth a second try
     return run_cells(prepared, out, params)
 
 
