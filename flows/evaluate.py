@@ -8,6 +8,7 @@ from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import child
+from flows.artifacts import publish
 from flows.command_line import main
 from flows.form import Overrides, Profile, given
 from mg3d import launch, paths
@@ -58,6 +59,10 @@ def evaluate(
         ]
         wait(futures)
     results = [future.result(raise_on_failure=False) for future in futures]
+    run = checkpoint.parent.parent
+    if any(isinstance(result, Path) and result.exists() for result in results):
+        child.mg3d("table", run)
+    publish(run)
     failed = {c: r for c, r in zip(cells, results, strict=True) if not isinstance(r, Path)}
     if failed:
         # one line each: the log of the task run has the rest, and Prefect repeats this text thrice

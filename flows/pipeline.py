@@ -1,4 +1,4 @@
-"""The main job: prepare -> pretrain -> evaluate -> register -> table."""
+"""The main job: prepare -> pretrain -> evaluate -> register."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows import child
+from flows.artifacts import publish
 from flows.command_line import main
 from flows.evaluate import evaluate
 from flows.form import Overrides, Profile, given
@@ -46,7 +47,7 @@ def pipeline(
     evaluate(checkpoint, params, tasks)
     run = checkpoint.parent.parent
     register(run, params)
-    child.mg3d("table", run)
+    publish(run)
     return run
 
 
