@@ -1,14 +1,12 @@
 """A person's way through the UI: `make up`, the form of evaluate, Run, and what the run shows."""
 
 import os
-import re
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -37,7 +35,7 @@ def write_project(folder: Path) -> None:
         shutil.copy(ROOT / name, folder)
     contract = VolumeContract(spacing_mm=(6.0, 6.0, 6.0), shape_voxels=(32, 32, 32))
     save_params(
-        load_params(ROOT / "params.yaml", {"contract": contract.model_dump(mode="json")}),
+        load_params(ROOT / "params.yaml", {f"contract.{k}": v for k, v in contract}),
         folder / "params.yaml",
     )
     written = _write(folder / CHECKPOINT.parent, contract, "itc")
