@@ -6,20 +6,19 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PREFECT_HOME ?= $(CURDIR)/runs/prefect
 export OMP_NUM_THREADS ?= 1
 export PYTHONUNBUFFERED = 1
-# mg3d/__init__.py sets these too, but `prefect server` and `mlflow ui` do not import it
+# mg3d/__init__.py sets these too, but tools that you start by hand do not import it
 export DO_NOT_TRACK = true
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export MLFLOW_DISABLE_TELEMETRY = true
 export DVC_NO_ANALYTICS = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test lint mlflow-ui prefect-ui serve clean
+.PHONY: demo test lint up down clean
 
 demo: .venv/installed data
 	python -m flows.pipeline
-	@printf '\nNext:\n  %s\n  %s\n  %s\n' \
-	  'make mlflow-ui      # runs, figures, models   http://127.0.0.1:5000' \
-	  'make prefect-ui     # flows and their states  http://127.0.0.1:4200' \
+	@printf '\nNext:\n  %s\n  %s\n' \
+	  'make up             # Prefect and MLflow in the browser; says where to click' \
 	  '.venv/bin/mg3d show models:/mg3d-encoder@candidate'
 
 test: .venv/installed
@@ -45,16 +44,12 @@ data: | .venv/installed
 	@! dvc status data.dvc | grep modified || \
 	  { echo "data/ is not what data.dvc pins; if you meant that: dvc add data"; exit 1; }
 
-mlflow-ui: .venv/installed
-	mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db
+# Prefect's server, MLflow's and a worker for the runs that are started there; loopback only
+up: .venv/installed
+	python -m flows.servers up
 
-prefect-ui: .venv/installed
-	mkdir -p $(PREFECT_HOME)
-	prefect server start --host 127.0.0.1
-
-# the worker of prefect-ui: it takes the runs that are started there
-serve: .venv/installed
-	PREFECT_API_URL=http://127.0.0.1:4200/api python -m flows.serve
+down: .venv/installed
+	python -m flows.servers down
 
 clean:
 	rm -rf runs prepared .data.partial

@@ -7,11 +7,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
 
 from flows import child
+from flows.artifacts import publish
 from flows.command_line import main
+from flows.form import Overrides, Profile, given
 from flows.gpu import gpu_slots
 from flows.runners import task_runner, workers_ended
 from mg3d import gpus, launch, paths
-from mg3d.params import Cell, load_params
+from mg3d.params import Cell, Mode, TaskName, load_params, resolve
 
 
 @task(task_run_name="{cell}", cache_policy=NO_CACHE)
@@ -31,15 +33,24 @@ def evaluate_one(cell: Cell, checkpoint: Path, params: Path) -> Path:
 
 @flow
 def evaluate(
-    checkpoint: Path, params: Path = paths.PARAMS, tasks: list[str] | None = None
+    checkpoint: Path,
+    params: Profile = paths.PARAMS,
+    tasks: list[TaskName] = [],  # noqa: B006
+    modes: list[Mode] = [],  # noqa: B006
+    seeds: list[int] = [],  # noqa: B006
+    overrides: Overrides = {},  # noqa: B006
 ) -> list[Path]:
     """Evaluate a checkpoint on the downstream tasks and return their result files.
 
     Args:
         checkpoint: A checkpoint's folder; results go to the folder of its run.
-        params: A complete params file; its section `evaluate` says which modes, seeds and folds.
+        params: A complete params file; its section `evaluate` says which folds, too.
         tasks: Names under `downstream` in the params file; all of them when left out.
+        modes: Of each task that knows them; `evaluate.modes` of the file when left out.
+        seeds: Of each task; `evaluate.seeds` of the file when left out.
+        overrides: `section.key`: value, instead of the file's.
     """
+    params = resolve(params, given(overrides, evaluate__modes=modes, evaluate__seeds=seeds))
     tree = load_params(params)
     cells = tree.cells(tasks)
     with task_runner(tree.evaluate) as runner, workers_ended(runner), launch.ended_together():
@@ -49,6 +60,10 @@ def evaluate(
         ]
         wait(futures)
     results = [future.result(raise_on_failure=False) for future in futures]
+    run = checkpoint.parent.parent
+    if any(isinstance(result, Path) and result.exists() for result in results):
+        child.mg3d("table", run)
+    publish(run)
     failed = {c: r for c, r in zip(cells, results, strict=True) if not isinstance(r, Path)}
     if failed:
         # one line each: the log of the task run has the rest, and Prefect repeats this text thrice

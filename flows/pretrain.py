@@ -7,9 +7,10 @@ from prefect.cache_policies import NO_CACHE
 
 from flows import child
 from flows.command_line import main
+from flows.form import Overrides, Profile, given
 from flows.gpu import gpu_slots
 from mg3d import paths
-from mg3d.params import load_params
+from mg3d.params import load_params, resolve
 
 
 @task(retries=1, retry_delay_seconds=5, cache_policy=NO_CACHE)
@@ -20,7 +21,11 @@ def train(prepared: Path, out: Path, params: Path) -> Path:
 
 @flow
 def pretrain(
-    params: Path = paths.PARAMS, prepared: Path = paths.PREPARED, out: Path = paths.RUNS
+    params: Profile = paths.PARAMS,
+    prepared: Path = paths.PREPARED,
+    out: Path = paths.RUNS,
+    seed: int | None = None,
+    overrides: Overrides = {},  # noqa: B006
 ) -> Path:
     """Pre-train on prepared/ and return the final checkpoint's folder.
 
@@ -28,9 +33,12 @@ def pretrain(
         params: A complete params file.
         prepared: What the prepare flow wrote.
         out: Where the run's folder goes; its name follows from data and params.
+        seed: Of the training; the file's when left out.
+        overrides: `section.key`: value, instead of the file's.
     """
-    tree = load_params(params)  # a mistake in the file is not worth a second try
-    with gpu_slots(tree.pretrain.num_ranks):
+    # a mistake in the file is not worth a second try
+    params = resolve(params, given(overrides, pretrain__seed=seed))
+    with gpu_slots(load_params(params).pretrain.num_ranks):
         return train(prepared, out, params)
 
 

@@ -8,9 +8,9 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -627,6 +627,12 @@ class Downstream(Section):
         return getattr(self, name)
 
 
+if TYPE_CHECKING:
+    TaskName = str
+else:
+    TaskName = Literal[tuple(Downstream.model_fields)]
+
+
 class Cell(NamedTuple):
     """One evaluation: a downstream task in one mode with one seed of training, in one fold."""
 
@@ -831,8 +837,8 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
     return [field.alias or name for name, field in section.model_fields.items()]
 
 
-def load_params(path: Path = paths.PARAMS) -> Params:
-    """Read and check params.yaml.
+def load_params(path: Path = paths.PARAMS, overrides: Mapping[str, Any] | None = None) -> Params:
+    """Read and check params.yaml, with ``overrides`` (``section.key``: value) in place of its own.
 
     Raises ValueError naming each offending key and its remedy: the nearest known key for an unknown
     one, the accepted range for a wrong value.
@@ -845,6 +851,8 @@ def load_params(path: Path = paths.PARAMS) -> Params:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path} holds no sections: copy a file from params/")
+    for key, value in (overrides or {}).items():
+        _override(tree, key, value)
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
@@ -864,7 +872,37 @@ def load_params(path: Path = paths.PARAMS) -> Params:
                 shown = f" (got {given!r})" if isinstance(given, str | int | float) else ""
                 message = problem["msg"].removeprefix("Value error, ")
                 lines.append(f"{key}: {message}{shown}" if key else message)
-        raise ValueError(f"{path}:\n  " + "\n  ".join(lines)) from None
+        where = f"{path} with {', '.join(overrides)} overridden" if overrides else path
+        raise ValueError(f"{where}:\n  " + "\n  ".join(lines)) from None
+
+
+def _override(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value into the tree of a params file; what the sections know is checked afterwards."""
+    *sections, name = key.split(".")
+    if not sections or not all((*sections, name)):
+        raise ValueError(f"override {key!r}: name a key in its section, e.g. pretrain.num_steps")
+    for depth, section in enumerate(sections, 1):
+        if tree.get(section) is None:
+            tree[section] = {}
+        tree = tree[section]
+        if not isinstance(tree, dict):
+            raise ValueError(f"override {key!r}: {'.'.join(sections[:depth])} is no section")
+    tree[name] = value
+
+
+def resolve(path: Path, overrides: Mapping[str, Any], folder: Path = paths.RESOLVED) -> Path:
+    """The file that says what runs: ``path`` itself, or with ``overrides`` a new one in ``folder``.
+
+    The new file is complete and named after its content, so equal params are one file, and whoever
+    is passed its path (DVC's check, the run's fingerprint, MLflow) reads the same. Raises
+    ValueError as `load_params` does.
+    """
+    params = load_params(path, overrides)
+    if not overrides:
+        return path
+    resolved = folder / f"{params.digest()}.yaml"
+    save_params(params, resolved)
+    return resolved
 
 
 def save_params(params: Params, path: Path) -> None:

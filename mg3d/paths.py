@@ -35,6 +35,7 @@ SPLITS = "splits.json"
 # runs/: a run's folder, never in git
 RUNS = Path("runs")
 RUN_PARAMS = "params.yaml"
+RESOLVED = RUNS / "params"  # of overrides, named by content
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "weights.safetensors"
 TRAINING_STATE = "training_state.safetensors"

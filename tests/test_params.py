@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
-from mg3d.params import Model, Params, load_params, save_params
+from mg3d.params import (
+    Model,
+    Params,
+    load_params,
+    resolve,
+    save_params,
+)
 
 DEMO = Path(__file__).parents[1] / "params.yaml"
 
@@ -286,3 +292,49 @@ def test_folds_are_cells_where_a_task_has_them(tree: dict[str, Any], tmp_path: P
     assign(tree, "downstream.acdc.fold", 5)
     with pytest.raises(ValueError, match="fold 5: there are 5, 0 is the first"):
         load(tree, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"pretrain.num_stps": 3}, r"params.yaml with pretrain.num_stps overridden:\n  "
+         r"pretrain.num_stps: unknown key; did you mean num_steps\?"),
+        ({"pretrian.num_steps": 3}, r"pretrian: unknown key; did you mean pretrain\?"),
+        ({"pretrain.num_steps": 0}, r"pretrain.num_steps: .* greater than or equal to 1 \(got 0\)"),
+        ({"objective.mim_block_voxels": 9}, r"mim_block_voxels 9 must divide"),
+        ({"pretrain": {"num_steps": 3}}, r"override 'pretrain': name a key in its section"),
+        ({"pretrain.": 3}, r"override 'pretrain.': name a key in its section"),
+        ({"pretrain.seed.x": 3}, r"override 'pretrain.seed.x': pretrain.seed is no section"),
+    ],
+)  # fmt: skip
+def test_an_override_is_checked_like_the_file(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_params(DEMO, overrides)
+
+
+def test_overrides_change_what_they_name_alone() -> None:
+    overrides = {
+        "pretrain.num_steps": 3,
+        "downstream.luna16.mode": "scratch",
+        "register.name": "mine",
+        "sources.ctrg_chest": None,
+        "sources.dicom_export.volumes.strict": True,
+    }
+    changed = load_params(DEMO, overrides).model_dump(mode="json", by_alias=True)
+    before = load_params(DEMO).model_dump(mode="json", by_alias=True)
+    for key, value in overrides.items():
+        assign(before, key, value)
+    assert changed == before
+
+
+def test_resolved_params_are_a_file_named_after_its_content(tmp_path: Path) -> None:
+    assert resolve(DEMO, {}, tmp_path) == DEMO
+    assert not list(tmp_path.iterdir())
+    file = resolve(DEMO, {"pretrain.seed": 7, "pretrain.num_steps": 3}, tmp_path)
+    assert file.parent == tmp_path
+    assert load_params(file) == load_params(DEMO, {"pretrain.num_steps": 3, "pretrain.seed": 7})
+    assert resolve(file, {}) == file
+    assert resolve(DEMO, {"pretrain.num_steps": 3, "pretrain.seed": 7}, tmp_path) == file
+    assert resolve(DEMO, {"pretrain.seed": 8}, tmp_path) != file
+    with pytest.raises(ValueError, match="did you mean num_steps"):
+        resolve(DEMO, {"pretrain.num_stps": 7}, tmp_path)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from flows.pipeline import pipeline
+from mg3d.params import load_params
 
 RUN = "runs/pretrain-0"
 
@@ -22,16 +23,26 @@ def test_the_order(children: Any, capfd: pytest.CaptureFixture[str]) -> None:
     assert verbs(calls) == [
         "dvc",
         "pretrain",
-        *["evaluate"] * (len(calls) - 4),
+        *["evaluate"] * (len(calls) - 3),
         "register",
-        "table",
     ]
-    assert calls[-2:] == [["register", RUN, "--params", "params.yaml"], ["table", RUN]]
-    assert "result of table" in capfd.readouterr().out.splitlines()
+    assert calls[-1] == ["register", RUN, "--params", "params.yaml"]
+    assert "result of register" in capfd.readouterr().out.splitlines()
     events = [(event, verb) for event, verb, *_ in children.events()]
     assert events.index(("start", "register")) > max(
         i for i, event in enumerate(events) if event == ("end", "evaluate")
     )
+
+
+def test_what_the_form_changes_is_one_file_for_every_step(children: Any) -> None:
+    pipeline(tasks=["luna16"], modes=["frozen"], seed=3, overrides={"pretrain.num_steps": 7})
+    calls = children.started()
+    assert verbs(calls) == ["dvc", "pretrain", "evaluate", "register"]
+    files = {call[call.index("--params") + 1] for call in calls[1:]}
+    (file,) = map(Path, files)
+    asked = {"pretrain.num_steps": 7, "pretrain.seed": 3, "evaluate.modes": ["frozen"]}
+    assert file.parent == Path("runs/params")
+    assert load_params(file) == load_params(Path("params.yaml"), asked)
 
 
 def test_what_failed_is_not_registered(children: Any) -> None:
