@@ -31,12 +31,16 @@ lint: .venv/installed
 	mypy
 	lint-imports
 	hadolint docker/Dockerfile
+	yamllint --strict --config-file deploy/yamllint.yaml docker deploy
+	check-jsonschema --quiet --builtin-schema vendor.compose-spec docker/compose*.yaml
+	kubernetes-validate --quiet --strict deploy/kubernetes/*.yaml
+	shellcheck deploy/slurm/*.sbatch deploy/*.sh
 
 # torch is named first and exactly: with a range, pip may choose a CUDA build of several GB
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	pip install --quiet --constraint constraints.txt $(shell grep '^torch==' constraints.txt)
-	pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	pip install --quiet --constraint constraints.txt --editable '.[test,lint,server]'
 	touch $@
 
 # Laid out once, then checked against data.dvc. Yours, if you put your own data here.

@@ -21,22 +21,23 @@ from pathlib import Path
 import pandas as pd
 import pydicom
 import pytest
+import yaml
 
 import canary
 from mg3d import paths
-from mg3d.params import WriteCohort, load_params, save_params
+from mg3d.params import WriteCohort, load_params
 from mg3d.phantom.cohort import write_cohort
 
 ROOT = Path(__file__).parents[1]
 VALUE = "Qxcanarü^Ötto 17"
 COHORT = WriteCohort(
     seed=5,
-    num_patients=12,
-    num_downstream_cases=10,
+    num_patients=10,
+    num_downstream_cases=8,
     num_retrieval_cases=8,
     num_ct_rate_scans=0,
     num_ctrg_studies=0,
-    shape_voxels=(24, 48, 48),
+    shape_voxels=(16, 32, 32),
     num_workers=1,
 )
 
@@ -143,18 +144,18 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, here)
     params = load_params(ROOT / paths.PARAMS)
-    sources = params.sources.model_copy(update={"ct_rate": None, "ctrg_chest": None})
     training = params.pretrain.model_copy(
         update={"num_ranks": 1, "num_steps": 2, "batch_size": 4, "validate_every_steps": 1}
     )
     task = params.downstream.stoic2021.model_copy(update={"num_steps": 3, "num_bootstrap": 100})
     changed = {
         "write_cohort": COHORT,
-        "sources": sources,
         "pretrain": training,
         "downstream": params.downstream.model_copy(update={"stoic2021": task}),
     }
-    save_params(params.model_copy(update=changed), here / paths.PARAMS)
+    tree = params.model_copy(update=changed).model_dump(mode="json", by_alias=True)
+    tree["sources"] = {"dicom_export": tree["sources"]["dicom_export"]}
+    (here / paths.PARAMS).write_text(yaml.safe_dump(tree))
     write_cohort(here / paths.DATA, COHORT)
     _plant(here / paths.DATA)
     for command in (["git", "init", "--quiet"], [sys.executable, "-m", "dvc", "init", "--quiet"]):
@@ -217,6 +218,7 @@ def test_no_store_log_or_database_holds_an_identifier_after_a_run(project: Path)
         **{k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))},
         "PREFECT_HOME": str(project / "runs/prefect"),
         "PYTHONPATH": str(project),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
         "MG3D_DEBUG": "1",  # tracebacks too
     }
     with log.open("w") as output:
