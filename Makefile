@@ -34,7 +34,7 @@ lint: .venv/installed
 	yamllint --strict --config-file deploy/yamllint.yaml docker deploy
 	check-jsonschema --quiet --builtin-schema vendor.compose-spec docker/compose*.yaml
 	kubernetes-validate --quiet --strict deploy/kubernetes/*.yaml
-	shellcheck deploy/slurm/*.sbatch deploy/*.sh
+	shellcheck deploy/slurm/*.sbatch
 
 # torch is named first and exactly: with a range, pip may choose a CUDA build of several GB
 .venv/installed: pyproject.toml constraints.txt
