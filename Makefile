@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DVC_NO_ANALYTICS = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test lint mlflow-ui prefect-ui serve clean
+.PHONY: demo test lint mlflow-ui prefect-ui serve clean canary sbom backup restore
 
 demo: .venv/installed data
 	python -m flows.pipeline
@@ -62,3 +62,12 @@ serve: .venv/installed
 
 clean:
 	rm -rf runs prepared .data.partial
+
+# Identifiers of data/ in anything that a run left behind: none, or exit code 1.
+canary: .venv/installed
+	python tests/canary.py data prepared runs .dvc/tmp dvc.lock
+
+# CycloneDX list of all that .venv holds, with versions and licences
+sbom: .venv/installed
+	mkdir -p runs
+	cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file runs/sbom.json .venv/bin/python
