@@ -71,3 +71,10 @@ canary: .venv/installed
 sbom: .venv/installed
 	mkdir -p runs
 	cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file runs/sbom.json .venv/bin/python
+
+# runs/ (databases of MLflow and Prefect, artifacts, checkpoints) while it is in use: TO=DIR
+backup:
+	python3 deploy/backup.py runs $(or $(TO),$(error say where: make backup TO=DIR))
+
+restore:
+	python3 deploy/backup.py $(or $(FROM),$(error say from where: make restore FROM=DIR)) runs

@@ -2,8 +2,9 @@
 
 ``python -m mg3d.elastic OPTION ... NUM_RANKS MODULE [ARGUMENT ...]`` starts ``python -m MODULE
 ARGUMENT ...`` that many times on this machine; the options say whether other machines take part
-(:attr:`mg3d.launch.Nodes.options`). Each names the failures of its own ranks. When a rank dies the agent ends the others: SIGTERM at once,
-SIGKILL after 30 s. The exit code is that of the rank that failed first (128 + n for signal n).
+(:attr:`mg3d.launch.Nodes.options`), each of which names the failures of its own ranks. When a rank
+dies the agent ends the others: SIGTERM at once, SIGKILL after 30 s. The exit code is that of the
+rank that failed first (128 + n for signal n).
 """
 
 import os

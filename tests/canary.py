@@ -4,11 +4,11 @@
 ``DATA/reports.csv``) and looks for them in every file under the stores; it prints where it found
 which kind, never the value, and exits with 1 if there is any.
 
-A file is looked at as it lies on disk, and as what it holds: gzip, zlib, bz2 and xz streams, members
-of zip and tar files, rows of sqlite databases, columns of Parquet files, base64 (wrapped or not, at
-any alignment), each of these in each other, eight deep. Values are looked for regardless of the case
-of ASCII letters, as UTF-8, Latin-1, UTF-16, hexadecimal, JSON- and percent-encoded. Not opened:
-zstd, encryption, pixels.
+A file is looked at as it lies on disk, and as what it holds: gzip, zlib, bz2 and xz streams,
+members of zip and tar files, rows of sqlite databases, columns of Parquet files, base64 (wrapped or
+not, at any alignment), each of these in each other, eight deep. Values are looked for regardless of
+the case of ASCII letters, as UTF-8, Latin-1, UTF-16, hexadecimal, JSON- and percent-encoded. Not
+opened: zstd, encryption, pixels.
 """
 
 import base64
@@ -58,7 +58,7 @@ class Find(NamedTuple):
 
 
 def identifiers(data: Path) -> dict[str, str]:
-    """Identifying values of an export, by value: what each is (PatientName, AccessionNumber ...)."""
+    """Identifying values of an export; of each, what it is (PatientName, AccessionNumber ...)."""
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     found: dict[str, str] = {}
     for file in sorted(path for path in (data / "dicom").rglob("*") if path.is_file()):
@@ -164,7 +164,9 @@ def _is_whole(content: bytes, start: int, needle: bytes) -> bool:
     return not re.search(rb"[0-9a-f]", around) and content[max(0, start - 1) : start] != b"."
 
 
-def _views(content: bytes, packing: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], bytes]]:
+def _views(
+    content: bytes, packing: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], bytes]]:
     """``content`` and, recursively, whatever is packed in it."""
     yield packing, content
     if len(packing) == MAX_DEPTH:
@@ -247,7 +249,9 @@ def _parquet(content: bytes) -> bytes:
         table = pq.read_table(io.BytesIO(content))
     except pa.ArrowInvalid:
         return b""
-    return "\n".join(str(cell) for name in table.column_names for cell in table[name].to_pylist()).encode()
+    return "\n".join(
+        str(cell) for name in table.column_names for cell in table[name].to_pylist()
+    ).encode()
 
 
 def main(arguments: Sequence[str]) -> int:

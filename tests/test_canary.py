@@ -1,4 +1,4 @@
-"""No identifier leaves the export: planted in headers, reports, folder names; looked for everywhere."""
+"""No identifier leaves the export: planted in headers, reports, names; looked for everywhere."""
 
 import base64
 import bz2
@@ -18,12 +18,12 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import canary
 import pandas as pd
 import pydicom
 import pytest
 import yaml
 
-import canary
 from mg3d import paths
 from mg3d.params import WriteCohort, load_params
 from mg3d.phantom.cohort import write_cohort
@@ -120,7 +120,9 @@ def test_names_of_files_and_folders_are_looked_at(tmp_path: Path) -> None:
     assert find.packing == ("file name",)
 
 
-def test_a_value_across_two_blocks_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_across_two_blocks_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(canary, "_BLOCK_BYTES", 64)
     for shift in range(20):
         (tmp_path / "file").write_bytes(b"." * (50 + shift) + b"QXMRN-778899" + b"." * 80)
@@ -233,7 +235,11 @@ def test_no_store_log_or_database_holds_an_identifier_after_a_run(project: Path)
     assert done.returncode == 0, log.read_text()[-3000:]
     stores = ("prepared", "runs", "dvc.lock", "params.yaml", ".dvc")
     searched = [project / name for name in stores]
-    for file in ("runs/mlflow.db", "runs/prefect/prefect.db", "prepared/build_manifest/ledger.jsonl"):
+    for file in (
+        "runs/mlflow.db",
+        "runs/prefect/prefect.db",
+        "prepared/build_manifest/ledger.jsonl",
+    ):
         assert (project / file).stat().st_size > 0, file
     finds = canary.search(searched, values)
     assert not finds, "\n".join(map(str, finds[:40]))

@@ -32,7 +32,9 @@ def test_shell_and_yaml_are_lint_free() -> None:
     )
 
 
-@pytest.mark.parametrize("file", sorted((DEPLOY / "kubernetes").glob("*.yaml")), ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "file", sorted((DEPLOY / "kubernetes").glob("*.yaml")), ids=lambda f: f.name
+)
 def test_kubernetes_would_accept_the_objects(file: Path, tmp_path: Path) -> None:
     _lint("kubernetes-validate", "--strict", file)
     wrong = tmp_path / file.name
@@ -114,7 +116,9 @@ def test_a_slurm_job_starts_each_node_and_is_requeued_if_told_to_stop(
         "SLURM_NNODES": "2",
         "SLURM_JOB_NODELIST": "alpha,beta",
     }
-    done = subprocess.run(["bash", BATCH], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", BATCH], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == code, done.stderr
     assert (tmp_path / "mg3d.log").read_text().splitlines() == [
         f"pretrain --nnodes 2 --node-rank {rank} --rdzv-endpoint alpha:24711" for rank in (0, 1)

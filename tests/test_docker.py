@@ -121,9 +121,11 @@ def test_both_servers_ask_for_a_login_and_the_worker_has_it() -> None:
     prefect, mlflow, worker = (SERVICES[name] for name in ("prefect", "mlflow", "worker"))
     assert "PREFECT_SERVER_API_AUTH_STRING" in prefect["environment"]
     assert mlflow["command"][2:4] == ["--app-name", "basic-auth"]
-    assert {"PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"} < set(
-        worker["environment"]
-    )
+    assert {
+        "PREFECT_API_AUTH_STRING",
+        "MLFLOW_TRACKING_USERNAME",
+        "MLFLOW_TRACKING_PASSWORD",
+    } < set(worker["environment"])
     assert "password" not in re.sub("#.*", "", AUTH)
     assert "default_permission = NO_PERMISSIONS" in AUTH
 

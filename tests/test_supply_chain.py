@@ -74,8 +74,14 @@ def licences(name: str) -> set[frozenset[str]]:
     if expression := metadata.get("License-Expression"):
         words = re.sub(r"[()]", "", expression)
         return {frozenset(part.split(" AND ")) for part in words.split(" OR ")}
-    classified = [line.split(" :: ")[-1] for line in metadata.get_all("Classifier") or () if line.startswith("License ::")]
-    stated = [each for each in classified if each != "OSI Approved"] or [metadata.get("License") or "none"]
+    classified = [
+        line.split(" :: ")[-1]
+        for line in metadata.get_all("Classifier") or ()
+        if line.startswith("License ::")
+    ]
+    stated = [each for each in classified if each != "OSI Approved"] or [
+        metadata.get("License") or "none"
+    ]
     if len(stated) == 1 and (" OR " in stated[0] or " AND " in stated[0]):
         return {frozenset(part.split(" AND ")) for part in stated[0].split(" OR ")}
     return {frozenset([SPELLINGS.get(each, each)]) for each in stated}
@@ -132,7 +138,8 @@ SECRETS = {
     "a Prefect key": re.compile(rb"\bpn[ub]_[A-Za-z0-9]{30,}"),
     "a password in a URL": re.compile(rb"\b[a-z][a-z0-9+.-]*://[\w.-]+:[^\s@/${}<>\"'`]+@[\w.-]+"),
     "an assigned secret": re.compile(
-        rb"(?im)^[ \t]*(?:export )?[A-Z_]*(?:PASSWORD|SECRET|TOKEN|ID_KEY|AUTH_STRING)[A-Z_]*[ \t]*[:=][ \t]*"
+        rb"(?im)^[ \t]*(?:export )?[A-Z_]*(?:PASSWORD|SECRET|TOKEN|ID_KEY|AUTH_STRING)[A-Z_]*"
+        rb"[ \t]*[:=][ \t]*"
         rb"(?!\$|\"?\$\{|\.\.\.|none|null|\{)['\"]?[A-Za-z0-9+/:_-]{6,}['\"]?[ \t]*$"
     ),
 }
@@ -168,5 +175,7 @@ def test_no_file_that_holds_secrets_is_tracked() -> None:
     names = {path.name for path in _tracked()}
     assert not names & {".env", "secrets.env", "id_rsa", "credentials", ".netrc", ".pypirc"}
     ignored = ["docker/.env", "deploy/kubernetes/secrets.env"]
-    done = subprocess.run(["git", "check-ignore", *ignored], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "check-ignore", *ignored], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.stdout.split() == ignored

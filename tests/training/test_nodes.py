@@ -1,4 +1,4 @@
-"""Two nodes of one rank each, on loopback, are two ranks of one node; mistakes name their remedy."""
+"""Two nodes of one rank each, on loopback, are two ranks of one node; mistakes are named."""
 
 import os
 import re
@@ -78,7 +78,9 @@ def test_two_nodes_train_as_one_does(project: Path) -> None:
     ]
     assert len(losses[0]) >= 4
     assert losses[0] == losses[1]
-    weights = [load_file(run / paths.CHECKPOINTS / "step-000004" / paths.WEIGHTS) for run in (one, two)]
+    weights = [
+        load_file(run / paths.CHECKPOINTS / "step-000004" / paths.WEIGHTS) for run in (one, two)
+    ]
     assert weights[0].keys() == weights[1].keys()
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
     assert len(list((project / "two").rglob(paths.MLFLOW_RUN_ID))) == 1
