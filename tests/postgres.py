@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ USER = "postgres"
 class Cluster:
     """A running server on 127.0.0.1."""
 
-    folder: Path
     port: int
     password: str
 
@@ -38,50 +38,44 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder: Path, port: int, password: str) -> Iterator[Cluster]:
-    """Start one that listens on 127.0.0.1 with a password; skip the test where there is none."""
-    if not _installed():
+def cluster(port: int, password: str) -> Iterator[Cluster]:
+    """Start one that listens on 127.0.0.1 with a password; skip the test where there is none.
+
+    It lies in a folder of its own: pytest's are closed to other users, and the server, which
+    refuses to run as root, is one then.
+    """
+    if _folder() is None:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    folder.mkdir(parents=True)
-    secret = folder / "password"
-    secret.write_text(password)
     as_user: list[str] = []
-    if os.getuid() == 0:  # the server refuses to run as root
+    if os.getuid() == 0:
         if shutil.which("runuser") is None:
             pytest.skip("no runuser to leave root with")
         as_user = ["runuser", "-u", USER, "--"]
-        for path in (folder, secret):
-            shutil.chown(path, USER)
-        for parent in [folder, *folder.parents]:
-            if parent.stat().st_uid == 0 and parent != Path("/"):
-                parent.chmod(parent.stat().st_mode | 0o011)  # pytest's folders are closed
-    data = folder / "data"
-    initdb = [
-        _program("initdb"),
-        "-D",
-        data,
-        "-U",
-        USER,
-        "--auth=scram-sha-256",
-        f"--pwfile={secret}",
-    ]
-    subprocess.run([*as_user, *initdb, "--no-sync"], check=True, capture_output=True, cwd=folder)
-    options = (
-        f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
-    )
-    control = [*as_user, _program("pg_ctl"), "-D", data, "-w"]
-    log = folder / "log"
-    subprocess.run(
-        [*control, "-l", log, "-o", options, "start"], check=True, capture_output=True, cwd=folder
-    )
+    with tempfile.TemporaryDirectory(prefix="mg3d-postgres-") as name:
+        folder = Path(name)
+        secret = folder / "password"
+        secret.write_text(password)
+        if as_user:
+            shutil.chown(folder, USER)
+            shutil.chown(secret, USER)
+        yield from _running(folder, as_user, port, password)
+
+
+def _running(folder: Path, as_user: list[str], port: int, password: str) -> Iterator[Cluster]:
+    def do(*command: str | Path) -> None:
+        subprocess.run([*as_user, *command], check=True, capture_output=True, cwd=folder)
+
+    data, secret = folder / "data", folder / "password"
+    login = ("-U", USER, "--auth=scram-sha-256", f"--pwfile={secret}")
+    do(_program("initdb"), "-D", data, *login, "--no-sync")
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c fsync=off"
+    options += f" -c unix_socket_directories={folder}"
+    control = (_program("pg_ctl"), "-D", data, "-w")
+    do(*control, "-l", folder / "log", "-o", options, "start")
     try:
-        yield Cluster(folder, port, password)
+        yield Cluster(port, password)
     finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], capture_output=True, cwd=folder)
-
-
-def _installed() -> bool:
-    return _folder() is not None
+        do(*control, "-m", "immediate", "stop")
 
 
 def _folder() -> Path | None:

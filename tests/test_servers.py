@@ -139,9 +139,8 @@ def _start(stack: ExitStack, service: str, database: Cluster, folder: Path) -> S
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("postgres") / "cluster"
-    with cluster(folder, _free_port(), SECRETS["POSTGRES_PASSWORD"]) as running:
+def database() -> Iterator[Cluster]:
+    with cluster(_free_port(), SECRETS["POSTGRES_PASSWORD"]) as running:
         running.run("psql", "-q", "-f", ROOT / "docker/databases.sql")
         yield running
 
