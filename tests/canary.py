@@ -23,9 +23,9 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -35,6 +35,7 @@ import pydicom.config
 MAX_DEPTH = 8
 MAX_BYTES = 2**28  # of one unpacked stream
 _BLOCK_BYTES = 2**24
+_STEP_BYTES = 2**12
 MIN_CHARACTERS = 6  # shorter ones are found by accident in binary files
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{16,}(?:\r?\n[A-Za-z0-9+/_-]+)*")
 _STREAM = re.compile(rb"\x1f\x8b\x08|\x78[\x01\x5e\x9c\xda]|BZh[1-9]1AY&SY|\xfd7zXZ\x00")
@@ -207,19 +208,33 @@ def _unpacked(content: bytes) -> Iterator[tuple[str, bytes]]:
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
+_DECOMPRESSORS: dict[bytes, tuple[str, Callable[[], Any]]] = {
+    b"\x1f\x8b": ("gzip", lambda: zlib.decompressobj(31)),
+    b"BZ": ("bz2", bz2.BZ2Decompressor),
+    b"\xfd7": ("xz", lzma.LZMADecompressor),
+}
+_ZLIB = ("zlib", zlib.decompressobj)
+
+
 def _stream(content: memoryview, magic: bytes) -> Iterator[tuple[str, bytes]]:
-    """What a stream that starts here holds, as far as it can be read."""
-    try:
-        if magic[:2] == b"\x1f\x8b":
-            yield "gzip", zlib.decompressobj(31).decompress(content, MAX_BYTES)
-        elif magic[:1] == b"\x78":
-            yield "zlib", zlib.decompressobj().decompress(content, MAX_BYTES)
-        elif magic[:3] == b"BZh":
-            yield "bz2", bz2.BZ2Decompressor().decompress(content, MAX_BYTES)
-        else:
-            yield "xz", lzma.LZMADecompressor().decompress(content, MAX_BYTES)
-    except (zlib.error, OSError, lzma.LZMAError, EOFError):
-        return  # the bytes only look like the beginning of one
+    """What a stream that starts here holds, as far as it can be read.
+
+    By small steps: most places that look like the beginning of one are none, and a decompressor
+    copies what it does not use.
+    """
+    how, decompressor = _DECOMPRESSORS.get(magic[:2], _ZLIB)
+    reader = decompressor()
+    parts: list[bytes] = []
+    num_bytes = 0
+    for start in range(0, len(content), _STEP_BYTES):
+        try:
+            parts.append(reader.decompress(content[start : start + _STEP_BYTES]))
+        except (zlib.error, OSError, lzma.LZMAError):
+            break
+        num_bytes += len(parts[-1])
+        if reader.eof or num_bytes > MAX_BYTES:
+            break
+    yield how, b"".join(parts)
 
 
 def _sqlite(content: bytes) -> bytes:
