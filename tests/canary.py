@@ -76,7 +76,7 @@ def identifiers(data: Path) -> dict[str, str]:
                     year, month, day = value[:4], value[4:6], value[6:]
                     dates = (value, f"{year}-{month}-{day}", f"{day}.{month}.{year}")
                     found |= dict.fromkeys(dates, element.keyword)
-                else:
+                elif element.keyword in _IDS:
                     found[value] = element.keyword
     with (data / "reports.csv").open(encoding="utf-8", newline="") as table:
         for row in csv.DictReader(table):
