@@ -208,7 +208,8 @@ def _plant(data: Path) -> None:
         writer.writerows(rows)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_no_store_log_or_database_holds_an_identifier_after_a_run(project: Path) -> None:
     values = canary.identifiers(project / paths.DATA) | {"Qxfamilyfolder": "folder"}
     kinds = set(values.values())
@@ -230,7 +231,7 @@ def test_no_store_log_or_database_holds_an_identifier_after_a_run(project: Path)
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
-            timeout=800,
+            timeout=1700,
         )
     assert done.returncode == 0, log.read_text()[-3000:]
     stores = ("prepared", "runs", "dvc.lock", "params.yaml", ".dvc")

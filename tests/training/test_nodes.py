@@ -51,17 +51,17 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_two_nodes_train_as_one_does(project: Path) -> None:
     meeting = f"127.0.0.1:{_free_port()}"
     nodes = [
         _start(project, "two", "--nnodes", "2", "--node-rank", rank, "--rdzv-endpoint", meeting)
         for rank in ("1", "0")
     ]
-    outputs = [node.communicate(timeout=400)[0] for node in nodes]
+    outputs = [node.communicate(timeout=800)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
     alone = _start(project, "one")
-    output = alone.communicate(timeout=400)[0]
+    output = alone.communicate(timeout=800)[0]
     assert alone.returncode == 0, output
 
     (one,), (two,) = ((project / out).glob("pretrain-*") for out in ("one", "two"))
