@@ -114,6 +114,21 @@ def test_a_planted_value_is_found_however_it_is_packed(
     assert VALUE not in str(find)
 
 
+def test_a_value_in_a_database_with_a_write_ahead_log_is_found(tmp_path: Path) -> None:
+    database = sqlite3.connect(tmp_path / "prefect.db")
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute("CREATE TABLE log (message BLOB)")
+    packed = zlib.compress(b"QXMRN-778899" + bytes(range(256)) * 300, 0)  # spills over pages
+    database.execute("INSERT INTO log VALUES (?)", (bytes(5000) + packed,))
+    database.commit()
+    for checkpoint in ("", "PRAGMA wal_checkpoint(TRUNCATE)"):
+        database.execute(checkpoint)
+        assert canary.search([tmp_path], {"QXMRN-778899": "PatientID"})
+    whole = {find.packing for find in canary.search([tmp_path], {"QXMRN-778899": "PatientID"})}
+    assert ("sqlite",) in whole
+    database.close()
+
+
 def test_names_of_files_and_folders_are_looked_at(tmp_path: Path) -> None:
     (tmp_path / "runs/QXMRN-778899").mkdir(parents=True)
     (find,) = canary.search([tmp_path / "runs"], {"QXMRN-778899": "PatientID"})
