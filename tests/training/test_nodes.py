@@ -51,6 +51,7 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_nodes_train_as_one_does(project: Path) -> None:
     meeting = f"127.0.0.1:{_free_port()}"
