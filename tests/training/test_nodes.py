@@ -59,7 +59,11 @@ def test_two_nodes_train_as_one_does(project: Path) -> None:
         _start(project, "two", "--nnodes", "2", "--node-rank", rank, "--rdzv-endpoint", meeting)
         for rank in ("1", "0")
     ]
-    outputs = [node.communicate(timeout=800)[0] for node in nodes]
+    try:
+        outputs = [node.communicate(timeout=800)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.terminate()  # ends its ranks too
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
     alone = _start(project, "one")
     output = alone.communicate(timeout=800)[0]
