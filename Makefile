@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DVC_NO_ANALYTICS = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test lint up down clean
+.PHONY: demo test lint up down clean canary sbom backup restore
 
 demo: .venv/installed data
 	python -m flows.pipeline
@@ -30,12 +30,16 @@ lint: .venv/installed
 	mypy
 	lint-imports
 	hadolint docker/Dockerfile
+	yamllint --strict --config-file deploy/yamllint.yaml docker deploy
+	check-jsonschema --quiet --builtin-schema vendor.compose-spec docker/compose*.yaml
+	kubernetes-validate --quiet --strict deploy/kubernetes/*.yaml
+	shellcheck deploy/slurm/*.sbatch
 
 # torch is named first and exactly: with a range, pip may choose a CUDA build of several GB
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	pip install --quiet --constraint constraints.txt $(shell grep '^torch==' constraints.txt)
-	pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	pip install --quiet --constraint constraints.txt --editable '.[test,lint,server]'
 	touch $@
 
 # Laid out once, then checked against data.dvc. Yours, if you put your own data here.
@@ -53,3 +57,19 @@ down: .venv/installed
 
 clean:
 	rm -rf runs prepared .data.partial
+
+# Identifiers of data/ in anything that a run left behind: none, or exit code 1.
+canary: .venv/installed
+	python tests/canary.py data prepared runs .dvc/tmp dvc.lock
+
+# CycloneDX list of all that .venv holds, with versions and licences
+sbom: .venv/installed
+	mkdir -p runs
+	cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file runs/sbom.json .venv/bin/python
+
+# runs/ (databases of MLflow and Prefect, artifacts, checkpoints) while it is in use: TO=DIR
+backup:
+	python3 deploy/backup.py runs $(or $(TO),$(error say where: make backup TO=DIR))
+
+restore:
+	python3 deploy/backup.py $(or $(FROM),$(error say from where: make restore FROM=DIR)) runs

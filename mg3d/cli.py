@@ -126,6 +126,13 @@ def pretrain(
     force: Annotated[
         bool, typer.Option("--force", help="Go on although code, params or data have changed.")
     ] = False,
+    nnodes: Annotated[int, typer.Option("--nnodes", help="Machines that train together.")] = 1,
+    node_rank: Annotated[
+        int, typer.Option("--node-rank", help="Which of them this is; 0 writes the record.")
+    ] = 0,
+    rdzv_endpoint: Annotated[
+        str, typer.Option("--rdzv-endpoint", help="HOST:PORT of node 0, where they meet.")
+    ] = "",
 ) -> None:
     """Pre-train on pretrain.num_ranks ranks; resumes; prints the checkpoint folder last."""
     tree = load_params(params)
@@ -138,7 +145,8 @@ def pretrain(
     if not launch.is_rank():
         from mg3d.experiments.run import pretrain_on_ranks
 
-        print(pretrain_on_ranks(source, out, tree, resume=resume, force=force))
+        nodes = launch.Nodes(nnodes, node_rank, rdzv_endpoint)
+        print(pretrain_on_ranks(source, out, tree, resume=resume, force=force, nodes=nodes))
         return
     from mg3d.fingerprint import pretrain_fingerprint
     from mg3d.training.loop import Stopped

@@ -1,8 +1,10 @@
 """torchrun's agent, which also says which rank failed, how, and with which last words.
 
-``python -m mg3d.elastic NUM_RANKS MODULE [ARGUMENT ...]`` starts ``python -m MODULE ARGUMENT ...``
-that many times on this machine. When a rank dies the agent ends the others: SIGTERM at once,
-SIGKILL after 30 s. The exit code is that of the rank that failed first (128 + n for signal n).
+``python -m mg3d.elastic OPTION ... NUM_RANKS MODULE [ARGUMENT ...]`` starts ``python -m MODULE
+ARGUMENT ...`` that many times on this machine; the options say whether other machines take part
+(:attr:`mg3d.launch.Nodes.options`), each of which names the failures of its own ranks. When a rank
+dies the agent ends the others: SIGTERM at once, SIGKILL after 30 s. The exit code is that of the
+rank that failed first (128 + n for signal n).
 """
 
 import os
@@ -10,6 +12,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 
 from torch.distributed import run
@@ -23,11 +26,12 @@ NUM_LAST_LINES = 15  # fewer than mg3d.launch keeps, so that all of them are in 
 
 def main() -> None:
     """Run the ranks to their end."""
-    num_ranks, module, *arguments = sys.argv[1:]
+    options = list(takewhile(lambda word: word.startswith("--"), sys.argv[1:]))
+    num_ranks, module, *arguments = sys.argv[1 + len(options) :]
     os.environ.setdefault("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE", "rank ${rank}: ")
     with tempfile.TemporaryDirectory(prefix="mg3d-ranks-") as logs:
         tee = ["--tee", "3", "--log-dir", logs]
-        command = ["--standalone", "--nproc-per-node", num_ranks, *tee, "-m", module, *arguments]
+        command = [*options, "--nproc-per-node", num_ranks, *tee, "-m", module, *arguments]
         try:
             run.run(run.parse_args(command))
         except ChildFailedError as error:

@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import IO, Any
 
 import psutil
@@ -47,6 +48,48 @@ held_files: set[int] = set()
 _live: set[subprocess.Popen[str]] = set()
 _ending = False  # see ended_together
 _starting = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Machines that train together; each runs the same command, with its own ``rank``.
+
+    ``endpoint`` is HOST:PORT of node 0, where they find each other (torchrun's c10d rendezvous).
+    Raises ValueError for a rank or an endpoint that cannot be.
+    """
+
+    count: int = 1
+    rank: int = 0
+    endpoint: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.count:
+            raise ValueError(
+                f"node rank {self.rank} of {self.count} nodes: give each node its own of "
+                f"0 to {max(0, self.count - 1)}"
+            )
+        host, _, port = self.endpoint.rpartition(":")
+        if self.count > 1 and not (host and port.isdigit()):
+            raise ValueError(
+                f"rendezvous endpoint {self.endpoint!r} of {self.count} nodes: "
+                "use HOST:PORT of node 0, e.g. node0:29400"
+            )
+
+    @property
+    def options(self) -> list[str]:
+        """torchrun's."""
+        if self.count == 1:
+            return ["--standalone"]
+        return [
+            f"--nnodes={self.count}",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={self.endpoint}",
+            "--rdzv-id=mg3d",
+            f"--rdzv-conf=is_host={str(self.rank == 0).lower()}",
+        ]
+
+
+ONE_NODE = Nodes()
 
 
 class CommandError(RuntimeError):
@@ -111,14 +154,24 @@ def torchrun(
     num_threads_per_rank: int,
     on_line: Callable[[str], None] = show,
     module: str = "mg3d.cli",
+    nodes: Nodes = ONE_NODE,
 ) -> str:
-    """:func:`run` of ``mg3d <module_args>`` as ``num_ranks`` ranks on this machine.
+    """:func:`run` of ``mg3d <module_args>`` as ``num_ranks`` ranks, an equal share on each node.
+
+    Raises ValueError if the nodes cannot share the ranks.
 
     A rank that dies ends the others within 60 s; the CommandError names it and ends with its last
     lines. SIGTERM, to this process or to any rank, lets the ranks save what they have, and then
     leaves by SystemExit with code RESUMABLE.
     """
-    command = [sys.executable, "-m", "mg3d.elastic", str(num_ranks), module, *module_args]
+    of_node, rest = divmod(num_ranks, nodes.count)
+    if rest or not of_node:
+        raise ValueError(
+            f"{num_ranks} ranks on {nodes.count} nodes: make pretrain.num_ranks a multiple of "
+            f"{nodes.count}"
+        )
+    elastic = [sys.executable, "-m", "mg3d.elastic", *nodes.options, str(of_node), module]
+    command = [*elastic, *module_args]
     env = {"OMP_NUM_THREADS": str(num_threads_per_rank)}
     try:
         return run(command, on_line, env=env, grace_s=RANKS_GRACE_S)

@@ -16,6 +16,11 @@ COMPOSE_TEXT = (DOCKER / "compose.yaml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(COMPOSE_TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
+AUTH = (DOCKER / "mlflow_auth.ini").read_text()
+SECRETS = (
+    *("POSTGRES_PASSWORD", "PREFECT_AUTH_STRING", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_SECRET_KEY"),
+    "MG3D_ID_KEY",
+)
 
 
 def test_the_dockerfile_is_lint_free() -> None:
@@ -42,7 +47,10 @@ def test_the_image_runs_pinned_and_without_root() -> None:
     installs = re.findall(r"pip install [^&\n]*", one_line)
     assert len(installs) == 3
     assert all("--constraint constraints.txt" in i or "--no-deps" in i for i in installs)
-    assert re.search(r"psycopg2-binary==[\d.]+", DOCKERFILE)
+    pins = (ROOT / "constraints.txt").read_text()
+    assert re.search(r"^psycopg2-binary==[\d.]+$", pins, re.MULTILINE)
+    assert re.search(r"^Flask-WTF==[\d.]+$", pins, re.MULTILINE)
+    assert '".[server]"' in DOCKERFILE
     assert "HEALTHCHECK" in DOCKERFILE
 
 
@@ -71,13 +79,13 @@ def test_secrets_come_from_the_environment_file_alone() -> None:
     offered = dict(line.split("=", 1) for line in example.splitlines() if re.match(r"\w+=", line))
     used = set(re.findall(r"\$\{(\w+)", COMPOSE_TEXT))
     assert used == set(offered)
-    for name in ("POSTGRES_PASSWORD", "MG3D_ID_KEY"):
+    for name in SECRETS:
         assert offered[name] == "", "an example must not be a password"
         assert f"${{{name}:-" not in COMPOSE_TEXT, "a secret has no default"
         assert f"${{{name}:?" in COMPOSE_TEXT, "without it nothing starts"
     for service in SERVICES.values():
         for name, value in service.get("environment", {}).items():
-            if re.search("PASSWORD|KEY|SECRET|TOKEN", name):
+            if re.search("PASSWORD|KEY|SECRET|TOKEN|AUTH_STRING", name):
                 assert str(value).startswith("${"), name
     assert (DOCKER / ".gitignore").read_text().split() == [".env"]
 
@@ -97,7 +105,8 @@ def test_services_name_each_other_in_their_addresses() -> None:
     assert worker["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     databases = re.findall(r"@postgres:5432/(\w+)", COMPOSE_TEXT)
     created = re.findall(r"CREATE DATABASE (\w+);", (DOCKER / "databases.sql").read_text())
-    assert sorted(databases) == sorted(created) == ["mlflow", "prefect"]
+    databases += re.findall(r"^database_uri = postgresql\+psycopg2:///(\w+)$", AUTH, re.MULTILINE)
+    assert sorted(databases) == sorted(created) == ["mlflow", "mlflow_auth", "prefect"]
     assert "mlflow:5000" in SERVICES["mlflow"]["environment"]["MLFLOW_SERVER_ALLOWED_HOSTS"]
 
 
@@ -108,11 +117,34 @@ def test_the_gpu_file_changes_the_worker_only() -> None:
     assert device["driver"] == "nvidia"
 
 
+def test_both_servers_ask_for_a_login_and_the_worker_has_it() -> None:
+    prefect, mlflow, worker = (SERVICES[name] for name in ("prefect", "mlflow", "worker"))
+    assert "PREFECT_SERVER_API_AUTH_STRING" in prefect["environment"]
+    assert mlflow["command"][2:4] == ["--app-name", "basic-auth"]
+    assert {
+        "PREFECT_API_AUTH_STRING",
+        "MLFLOW_TRACKING_USERNAME",
+        "MLFLOW_TRACKING_PASSWORD",
+    } < set(worker["environment"])
+    assert "password" not in re.sub("#.*", "", AUTH)
+    assert "default_permission = NO_PERMISSIONS" in AUTH
+
+
+@pytest.mark.parametrize("file", ["compose.yaml", "compose.gpu.yaml"])
+def test_the_compose_files_obey_the_specification(file: str, tmp_path: Path) -> None:
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*check, DOCKER / file], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text((DOCKER / file).read_text() + "services_: {}\n")
+    assert subprocess.run([*check, wrong], capture_output=True).returncode == 1
+
+
 def test_compose_accepts_the_files() -> None:
     docker = shutil.which("docker")
     if not docker or subprocess.run([docker, "compose", "version"], capture_output=True).returncode:
         pytest.skip("no docker compose on this machine")
     command = [docker, "compose", "-f", DOCKER / "compose.yaml", "-f", DOCKER / "compose.gpu.yaml"]
-    secrets = {"POSTGRES_PASSWORD": "x", "MG3D_ID_KEY": "x", "PATH": str(Path(docker).parent)}
+    secrets = dict.fromkeys(SECRETS, "x") | {"PATH": str(Path(docker).parent)}
     done = subprocess.run([*command, "config", "-q"], capture_output=True, text=True, env=secrets)
     assert done.returncode == 0, done.stderr

@@ -231,7 +231,8 @@ def test_torchrun_starts_the_cli_on_ranks_with_threads(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(launch, "run", fake)
     assert launch.torchrun(["pretrain", "prepared"], 2, 3) == "runs/x/checkpoints/step-000001"
-    assert " ".join(seen["command"][1:]) == "-m mg3d.elastic 2 mg3d.cli pretrain prepared"
+    elastic = "-m mg3d.elastic --standalone 2"
+    assert " ".join(seen["command"][1:]) == f"{elastic} mg3d.cli pretrain prepared"
     assert seen["command"][0] == sys.executable
     assert seen["env"] == {"OMP_NUM_THREADS": "3"}
 

@@ -43,10 +43,14 @@ def pretrain_on_ranks(
     resume: Path | None = None,
     force: bool = False,
     parent: Path | None = None,
+    nodes: launch.Nodes = launch.ONE_NODE,
 ) -> Path:
     """Start ``pretrain.num_ranks`` ranks of `mg3d pretrain` unless the run is finished already.
 
-    Another process that has begun the same run is waited for.
+    Another process that has begun the same run is waited for. Of several nodes, which share
+    ``prepared`` and ``out``, each calls this; node 0 writes the params and opens the MLflow run
+    before it joins the others, and no rank starts before that.
+
     The run's folder is ``resume``, or in ``out`` under its fingerprint's name. Returns the final
     checkpoint. ``name`` and ``parent`` (a folder) are for the MLflow run. Raises ValueError for a
     folder that holds another run (see `mg3d.training.pretrain.finished`), CommandError for a rank
@@ -57,19 +61,26 @@ def pretrain_on_ranks(
     num_steps = params.pretrain.num_steps
     if done := finished(folder, fingerprint, num_steps, force):
         return done
+    command = ["pretrain", str(prepared), "--params", str(folder / paths.RUN_PARAMS)]
+    command += ["--resume", str(resume)] if resume else ["--out", str(out)]
+    command += ["--force"] if force else []
+    ranks = (params.pretrain.num_ranks, params.pretrain.num_threads_per_rank)
+    if nodes.rank > 0:
+        launch.torchrun(command, *ranks, nodes=nodes)
+        return _complete(folder, fingerprint, num_steps, force)
     folder.mkdir(parents=True, exist_ok=True)
     save_params(params, folder / paths.RUN_PARAMS)
     for picture in sorted(paths.stage_folder("inspect", prepared).glob("*.png")):
         (folder / paths.FIGURES).mkdir(exist_ok=True)
         shutil.copy(picture, folder / paths.FIGURES / f"data_{picture.name}")
-    command = ["pretrain", str(prepared), "--params", str(folder / paths.RUN_PARAMS)]
-    command += ["--resume", str(resume)] if resume else ["--out", str(out)]
-    command += ["--force"] if force else []
     with tracking.track(folder, name, params, parent=parent) as tracked:
         if finished(folder, fingerprint, num_steps, force) is None:  # nobody was faster
-            ranks, threads = params.pretrain.num_ranks, params.pretrain.num_threads_per_rank
-            launch.torchrun(command, ranks, threads)
+            launch.torchrun(command, *ranks, nodes=nodes)
         tracked.log_folder(folder / paths.FIGURES)
+    return _complete(folder, fingerprint, num_steps, force)
+
+
+def _complete(folder: Path, fingerprint: Fingerprint, num_steps: int, force: bool) -> Path:
     done = finished(folder, fingerprint, num_steps, force)
     assert done is not None, f"{folder} is not complete after its training"
     return done

@@ -40,7 +40,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
     started: list[str] = []
 
-    def here(command: list[str], num_ranks: int, num_threads: int) -> str:
+    def here(command: list[str], num_ranks: int, num_threads: int, **_: object) -> str:
         _, prepared, _, file, _, _ = command
         params = load_params(Path(file))
         started.append(file)

@@ -162,10 +162,10 @@ def test_an_interrupted_ablation_goes_on_and_a_finished_one_is_not_redone(
     runs = tmp_path / "runs"
     whole = launch.torchrun
 
-    def interrupted(command: list[str], *layout: int) -> str:
+    def interrupted(command: list[str], *layout: int, **nodes: object) -> str:
         if len(trained) == 3:
             raise SystemExit(launch.RESUMABLE)
-        return whole(command, *layout)
+        return whole(command, *layout, **nodes)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(launch, "torchrun", interrupted)
