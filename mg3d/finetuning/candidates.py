@@ -30,6 +30,7 @@ from mg3d.data.resample import resample
 from mg3d.data.volumes import apply_window
 from mg3d.figures import classification as figures
 from mg3d.finetuning.encoders import random_encoder, starting_encoder
+from mg3d.finetuning.fitted import keep_fitted
 from mg3d.finetuning.images import load_image
 from mg3d.finetuning.probe import Classifier, fit_probe
 from mg3d.finetuning.task import Case, OnMetrics, Scores, Split
@@ -174,7 +175,7 @@ def predict(
     """
     if params.mode not in ("frozen", "finetune", "scratch"):
         raise ValueError(f"{NAME} has no mode {params.mode}: use frozen, finetune or scratch")
-    encoder, _, provenance = starting_encoder(checkpoint, params)
+    encoder, contract, provenance = starting_encoder(checkpoint, params)
     untrained = random_encoder(checkpoint, params.seed + 1)
     frozen = params.mode == "frozen"
     with tempfile.TemporaryDirectory(prefix="mg3d-cubes-") as name:
@@ -221,6 +222,10 @@ def predict(
                 prefix if system == MODEL else f"{prefix}/{system}",
                 *((model, read) if trained else ()),
             )
+    keep_fitted(
+        predictions, classifiers[MODEL], task=prefix, kind=NAME, params=params,
+        contract_digest=contract.digest(), labels=[LABEL],
+    )  # fmt: skip
     encoders = {MODEL: encoder, "random_encoder": untrained}
     shares = [candidate[3] for scan in split["train"] for candidate in _scan(scan).candidates]
     prevalence = (sum(shares) + 1) / (len(shares) + 2)

@@ -111,8 +111,12 @@ def fitted(
     params: Finetune,
     on_metrics: OnMetrics,
     prefix: str,
+    keep: Callable[[Classifier], None] | None = None,
 ) -> Predicted:
-    """Train on train; returns what gives the logits of a part of the split, test when it opens."""
+    """Train on train; returns what gives the logits of a part of the split, test when it opens.
+
+    ``keep`` is given what was fitted.
+    """
     train, validation = split["train"], split["validation"]
     known = [case for cases in split.values() for case in cases] if frozen else train
     features = embed(encoder, known, volumes)
@@ -120,6 +124,9 @@ def fitted(
         features, train, validation, labels, num_outputs, loss, params, on_metrics, prefix,
         *(() if frozen else (encoder, volumes)),
     )  # fmt: skip
+
+    if keep is not None:
+        keep(classifier)
 
     def inputs(cases: Sequence[Case]) -> Tensor:
         if not frozen:

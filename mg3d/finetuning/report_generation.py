@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mg3d import paths
 from mg3d.figures import report_generation as figures
 from mg3d.finetuning.encoders import starting_encoder
+from mg3d.finetuning.fitted import keep_fitted
 from mg3d.finetuning.fitting import fit_head
 from mg3d.finetuning.image_free import best_by_bleu, most_frequent
 from mg3d.finetuning.images import PackedCases, packed_cases
@@ -117,6 +118,10 @@ def predict(
         text_only = fitted(without(train), without, None, f"{prefix}/text_only", None)
         learnt = None if frozen else encoder
         reporter = fitted(train_tokens, with_images, learnt, prefix, text_only)
+        keep_fitted(
+            predictions, reporter, task=prefix, kind=NAME, params=params,
+            contract_digest=contract.digest(), tokenizer=tokenizer.to_str(),
+        )  # fmt: skip
         test = split["test"]
         written = write(reporter, with_images, test)
         frequent, times = most_frequent(texts)

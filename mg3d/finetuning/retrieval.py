@@ -25,6 +25,7 @@ from mg3d.data.pairs import Collate
 from mg3d.figures import retrieval as figures
 from mg3d.finetuning import ranking, sentence_attention
 from mg3d.finetuning.dual_encoding import Encoded, encode
+from mg3d.finetuning.fitted import keep_fitted
 from mg3d.finetuning.fitting import fit_head
 from mg3d.finetuning.images import packed_cases
 from mg3d.finetuning.reranking import rerank
@@ -129,6 +130,13 @@ def predict(
             if system in projections:
                 image, text = projections[system].applied(image, text)
             np.savez(predictions / f"{system}.npz", image=image, text=text)
+            if system == MODEL:
+                keep_fitted(
+                    predictions, projections.get(MODEL), task=prefix, kind=NAME, params=params,
+                    contract_digest=loaded.contract.digest(),
+                    tensors={"gallery": torch.from_numpy(image)},
+                    case_ids=[case.case_id for case in test],
+                )  # fmt: skip
             if system == MODEL and meeting:
                 tokens = [encoded.tokens[case.case_id] for case in scans]
                 sentences = [encoded.sentences[case.case_id] for case in scans]

@@ -241,6 +241,7 @@ def evaluate(
     predictions = out / paths.PREDICTIONS
     shutil.rmtree(predictions, ignore_errors=True)
     predictions.mkdir(parents=True)
+    (out / paths.FITTED).unlink(missing_ok=True)
     of = {"task": task.name, "mode": params.mode, "seed": params.seed}
     selection = Selection(out / paths.SELECTION, of)
     if params.mode == "zero_shot":  # trains nothing: the checkpoint is the choice
@@ -256,6 +257,7 @@ def evaluate(
         if case.case_id not in settled:
             ledger.use(case.case_id)
     ledger.write(out)
+    _write_cases(out / paths.CASES, split)
 
     scores = task.kind.score(predictions, params)
     result = {
@@ -275,6 +277,9 @@ def evaluate(
         ),
         **provenance,
         "checkpoint_sha256": inputs["checkpoint"],
+        "fitted_sha256": fingerprint.file_sha256(out / paths.FITTED)
+        if (out / paths.FITTED).exists()
+        else None,
         "git_commit": fingerprint.git_commit(),
         "wall_s": 0.0,
         "peak_memory_mb": 0,
@@ -292,6 +297,17 @@ def evaluate(
     with paths.atomic_write(result_file) as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _write_cases(file: Path, split: Mapping[str, Sequence[Case]]) -> None:
+    """Which patient went into what, by pseudonym: the lineage's last link."""
+    rows = [
+        f"{case.case_id},{case.patient_id},{name}\n"
+        for name, cases in split.items()
+        for case in cases
+    ]
+    with paths.atomic_write(file) as temporary:
+        temporary.write_text("case_id,patient_id,split\n" + "".join(sorted(rows)))
 
 
 def score(task: DownstreamTask, out: Path, params: Finetune) -> dict[str, Any]:
