@@ -8,6 +8,7 @@ sqlite under ``runs/`` unless ``MLFLOW_TRACKING_URI`` names a server.
 import fcntl
 import hashlib
 import importlib.metadata
+import json
 import os
 import tempfile
 import time
@@ -54,6 +55,17 @@ class Tracked:
     def log_file(self, file: Path) -> None:
         """Store one file."""
         self.client.log_artifact(self.run_id, str(file))
+
+    def set_checkpoint(self, checkpoint: Path) -> None:
+        """Tag the run with the hash of the weights that it made or used."""
+        digest = sha256_or_absent(checkpoint / paths.WEIGHTS)
+        self.client.set_tag(self.run_id, CHECKPOINT_TAG, digest)
+
+    def log_table(self, file: Path) -> None:
+        """Store a table of ids, which `mg3d lineage` looks for; nothing if it is not there."""
+        if file.exists():
+            self.log_file(file)
+            self.client.set_tag(self.run_id, f"has_{file.stem}", "true")
 
     def log_result(self, result: dict[str, Any]) -> None:
         """Store a downstream result: the file; headline, interval and nulls as metrics."""
@@ -111,7 +123,7 @@ def track(folder: Path, name: str, params: Params, parent: Path | None = None) -
     else:
         experiment = store.get_experiment_by_name(EXPERIMENT)
         assert experiment is not None
-        tags = {"git_commit": git_commit(), "dvc_lock_sha256": _sha256(paths.DVC_LOCK)}
+        tags = {"git_commit": git_commit(), "dvc_lock_sha256": sha256_or_absent(paths.DVC_LOCK)}
         if parent is not None and (parent / paths.MLFLOW_RUN_ID).exists():
             tags["mlflow.parentRunId"] = (parent / paths.MLFLOW_RUN_ID).read_text().strip()
         run = store.create_run(experiment.experiment_id, run_name=name, tags=tags)
@@ -139,7 +151,7 @@ def evaluation(checkpoint: Path, params: Params) -> Path:
     run = checkpoint.parent.parent
     folder = run / paths.EVALUATE
     folder.mkdir(parents=True, exist_ok=True)
-    digest = _sha256(checkpoint / paths.WEIGHTS)
+    digest = sha256_or_absent(checkpoint / paths.WEIGHTS)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with track(folder, f"evaluate {run.name}", params, parent=run) as tracked:
@@ -160,8 +172,8 @@ def register(run: Path, params: Register) -> str:
     if checkpoint is None:
         raise ValueError(f"no checkpoint under {run}: run `mg3d pretrain` to its end first")
     store = client()
-    digest = _sha256(checkpoint / paths.WEIGHTS)
-    for known in _versions(store, params.name):
+    digest = sha256_or_absent(checkpoint / paths.WEIGHTS)
+    for known in versions(store, params.name):
         if known.tags.get(CHECKPOINT_TAG) == digest:
             store.set_registered_model_alias(params.name, params.alias, known.version)
             return f"models:/{params.name}/{known.version}"
@@ -171,7 +183,7 @@ def register(run: Path, params: Register) -> str:
         CHECKPOINT_TAG: digest,
         "contract": contract.digest(),
         "git_commit": git_commit(),
-        "dvc_lock_sha256": _sha256(paths.DVC_LOCK),
+        "dvc_lock_sha256": sha256_or_absent(paths.DVC_LOCK),
     }
     shape = (-1, 1, *contract.shape_voxels)
     signature = ModelSignature(
@@ -205,7 +217,7 @@ def load_registered(uri: str) -> RegisteredEncoder:
 
     Raises ValueError, naming the remedy, if the registry has no such model.
     """
-    _find(client(), uri)
+    find_version(client(), uri)
     loaded: RegisteredEncoder = mlflow.pyfunc.load_model(uri).unwrap_python_model()
     return loaded
 
@@ -213,7 +225,7 @@ def load_registered(uri: str) -> RegisteredEncoder:
 def describe(uri: str) -> dict[str, Any]:
     """What the registry knows of a model version: source run, contract, commit, metrics."""
     store = client()
-    version = _find(store, uri)
+    version = find_version(store, uri)
     run = store.get_run(version.run_id)
     return {
         "model": f"models:/{version.name}/{version.version}",
@@ -230,20 +242,47 @@ def downstream_metrics(checkpoint_sha256: str) -> dict[str, dict[str, float]]:
 
     Of a cell that was evaluated in several folders, the newest counts.
     """
-    store = client()
-    experiment = store.get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None
-    tagged = f"tags.{CHECKPOINT_TAG} = '{checkpoint_sha256}'"
-    runs = store.search_runs([experiment.experiment_id], tagged, order_by=["start_time ASC"])
     found = {}
-    for run in runs:
+    for run in runs_of_checkpoint(client(), checkpoint_sha256):
         of_test = {k: round(v, 4) for k, v in sorted(run.data.metrics.items()) if "/test/" in k}
         if of_test:
             found[str(run.info.run_name)] = of_test
     return found
 
 
-def _find(store: MlflowClient, uri: str) -> Any:
+def result_of(store: MlflowClient, run_id: str) -> dict[str, Any]:
+    """The downstream result that a run recorded. Raises ValueError if it recorded none."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            file = store.download_artifacts(run_id, paths.RESULT, folder)
+            result: dict[str, Any] = json.loads(Path(file).read_text())
+    except (MlflowException, OSError) as error:
+        raise ValueError(f"run {run_id} recorded no {paths.RESULT}: run `mg3d evaluate`") from error
+    return result
+
+
+def results_of_checkpoint(store: MlflowClient, checkpoint_sha256: str) -> list[dict[str, Any]]:
+    """The result of every cell that was evaluated from a checkpoint, the newest of each."""
+    found = {}
+    for run in runs_of_checkpoint(store, checkpoint_sha256):
+        if any("/test/" in key for key in run.data.metrics):
+            found[run.info.run_name] = result_of(store, run.info.run_id)
+    return list(found.values())
+
+
+def runs_of_checkpoint(store: MlflowClient, checkpoint_sha256: str) -> list[Any]:
+    """Runs that carry a checkpoint's hash as their tag, oldest first."""
+    experiment = store.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    tagged = f"tags.{CHECKPOINT_TAG} = '{checkpoint_sha256}'"
+    return list(store.search_runs([experiment.experiment_id], tagged, order_by=["start_time ASC"]))
+
+
+def find_version(store: MlflowClient, uri: str) -> Any:
+    """The version behind ``models:/name@alias`` or ``models:/name/version``.
+
+    Raises ValueError, naming the remedy, if the registry has no such model.
+    """
     name, separator, alias = uri.removeprefix("models:/").partition("@")
     try:
         if separator:
@@ -258,7 +297,8 @@ def _find(store: MlflowClient, uri: str) -> Any:
         ) from error
 
 
-def _versions(store: MlflowClient, name: str) -> list[Any]:
+def versions(store: MlflowClient, name: str) -> list[Any]:
+    """All versions of a registered model; none if it does not exist."""
     return list(store.search_model_versions(f"name='{name}'"))
 
 
@@ -268,7 +308,8 @@ def _float32() -> Any:
     return np.dtype(np.float32)
 
 
-def _sha256(path: Path) -> str:
+def sha256_or_absent(path: Path) -> str:
+    """Of a file's bytes; ``absent`` without it."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "absent"
 
 

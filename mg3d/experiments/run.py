@@ -12,6 +12,7 @@ from mg3d import launch, paths, tracking
 from mg3d.fingerprint import Fingerprint, pretrain_fingerprint
 from mg3d.params import Params, save_params
 from mg3d.training.pretrain import finished
+from mg3d.training.studies import write_studies
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,11 @@ def pretrain_on_ranks(
     with tracking.track(folder, name, params, parent=parent) as tracked:
         launch.torchrun(command, params.pretrain.num_ranks, params.pretrain.num_threads_per_rank)
         tracked.log_folder(folder / paths.FIGURES)
-    done = finished(folder, fingerprint, num_steps, force)
-    assert done is not None, f"{folder} is not complete after its training"
+        write_studies(prepared, folder)
+        tracked.log_table(folder / paths.STUDIES)
+        done = finished(folder, fingerprint, num_steps, force)
+        assert done is not None, f"{folder} is not complete after its training"
+        tracked.set_checkpoint(done)
     return done
 
 
