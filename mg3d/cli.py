@@ -201,6 +201,7 @@ def evaluate(
     save_params(tree, out / paths.RUN_PARAMS)
     parent = tracking.evaluation(checkpoint, tree)
     with tracking.track(out, str(cell), tree, parent=parent) as tracked:
+        tracked.log_datasets(tracking.dvc_hashes(paths.DATA), "evaluation")
         result = run(
             DOWNSTREAM[task],
             checkpoint,

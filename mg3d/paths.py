@@ -10,6 +10,7 @@ ROOT = Path(os.environ.get("MG3D_ROOT", Path.cwd()))
 
 PARAMS = Path("params.yaml")
 DVC_LOCK = Path("dvc.lock")
+DATA_DVC = Path("data.dvc")
 
 # data/: yours, pinned by data.dvc
 DATA = Path("data")
@@ -49,6 +50,7 @@ EVALUATE = "evaluate"
 TEST_OPENINGS = "test_openings.jsonl"
 FINGERPRINT = "fingerprint.json"
 MLFLOW_RUN_ID = "mlflow_run_id"
+SPOOL = "unsent_metrics.jsonl"
 
 
 def stage_folder(stage: str, prepared: Path = PREPARED) -> Path:

@@ -10,28 +10,37 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import yaml
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types import Schema, TensorSpec
 
 from mg3d import paths
 from mg3d.fingerprint import git_commit
 from mg3d.params import Params, Register
 from mg3d.registered_encoder import RegisteredEncoder
+from mg3d.spool import Absent, Entry, Spool
 
 EXPERIMENT = "mg3d"
 CHECKPOINT_TAG = "checkpoint_sha256"
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+_REFUSALS = {
+    *("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"),
+    *("PERMISSION_DENIED", "UNAUTHENTICATED", "BAD_REQUEST", "INVALID_STATE", "ENDPOINT_NOT_FOUND"),
+}
 
 
 @dataclass(frozen=True)
@@ -40,12 +49,27 @@ class Tracked:
 
     client: MlflowClient
     run_id: str
+    spool: Spool
 
     def on_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Record metrics of one step; keys read ``luna16/test/auroc``."""
+        """Record metrics of one step; keys read ``luna16/test/auroc``.
+
+        If the server is not there they wait in the run's folder, and are sent when it is back.
+        """
         now = int(time.time() * 1000)
-        entries = [Metric(key, float(value), now, step) for key, value in metrics.items()]
-        self.client.log_batch(self.run_id, metrics=entries)
+        self.spool.add([Entry(key, float(value), now, step) for key, value in metrics.items()])
+
+    def log_datasets(self, found: dict[str, str], context: str) -> None:
+        """Record data sets as inputs: path -> DVC's hash."""
+        inputs = [
+            DatasetInput(
+                Dataset(path, digest, "local", json.dumps({"uri": path, "dvc_md5": digest})),
+                [InputTag("mlflow.data.context", context)],
+            )
+            for path, digest in found.items()
+        ]
+        if inputs:
+            self.client.log_inputs(self.run_id, inputs)
 
     def log_folder(self, folder: Path) -> None:
         """Store a folder of figures or tables under its own name, if it exists."""
@@ -106,19 +130,58 @@ def client() -> MlflowClient:
 
 def attach(folder: Path) -> Tracked:
     """The run whose id lies in ``folder`` (for rank 0 of a run that the launcher created)."""
-    return Tracked(client(), (folder / paths.MLFLOW_RUN_ID).read_text().strip())
+    return _tracked(client(), folder, (folder / paths.MLFLOW_RUN_ID).read_text().strip())
+
+
+def _tracked(store: MlflowClient, folder: Path, run_id: str) -> Tracked:
+    def send(entries: Sequence[Entry]) -> None:
+        metrics = [Metric(*entry) for entry in entries]
+        with _absence(patient=False):
+            store.log_batch(run_id, metrics=metrics)
+
+    return Tracked(store, run_id, Spool(folder / paths.SPOOL, send))
 
 
 @contextmanager
-def track(folder: Path, name: str, params: Params, parent: Path | None = None) -> Iterator[Tracked]:
+def _absence(patient: bool = True) -> Iterator[None]:
+    """A server that does not answer raises Absent; at once unless ``patient``.
+
+    What it refuses (a wrong name, no such run, no permission) stays an MlflowException.
+    """
+    before = os.environ.get(_RETRIES)
+    if not patient:
+        os.environ[_RETRIES] = "0"
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code in _REFUSALS:
+            raise
+        raise Absent(f"MLflow does not answer ({error.error_code})") from error
+    finally:
+        if not patient:
+            if before is None:
+                del os.environ[_RETRIES]
+            else:
+                os.environ[_RETRIES] = before
+
+
+@contextmanager
+def track(
+    folder: Path,
+    name: str,
+    params: Params,
+    parent: Path | None = None,
+    system_metrics: bool = False,
+) -> Iterator[Tracked]:
     """Open the MLflow run of a run's folder, creating it once; close it as finished or failed.
 
     ``parent``: folder of the run this one is a child of, if that run was tracked.
+    ``system_metrics``: the machine's load too, while the block runs.
     """
     store = client()
     id_file = folder / paths.MLFLOW_RUN_ID
     if id_file.exists():
-        tracked = Tracked(store, id_file.read_text().strip())
+        tracked = _tracked(store, folder, id_file.read_text().strip())
         store.update_run(tracked.run_id, status="RUNNING")
     else:
         experiment = store.get_experiment_by_name(EXPERIMENT)
@@ -127,19 +190,35 @@ def track(folder: Path, name: str, params: Params, parent: Path | None = None) -
         if parent is not None and (parent / paths.MLFLOW_RUN_ID).exists():
             tags["mlflow.parentRunId"] = (parent / paths.MLFLOW_RUN_ID).read_text().strip()
         run = store.create_run(experiment.experiment_id, run_name=name, tags=tags)
-        tracked = Tracked(store, run.info.run_id)
+        tracked = _tracked(store, folder, run.info.run_id)
         flat = _flatten(params.model_dump(mode="json", by_alias=True))
         store.log_batch(tracked.run_id, params=[Param(k, str(v)) for k, v in flat.items()])
         with paths.atomic_write(id_file) as temporary:
             temporary.write_text(tracked.run_id + "\n")
     if (folder / paths.RUN_PARAMS).exists():
         store.log_artifact(tracked.run_id, str(folder / paths.RUN_PARAMS))
+    monitor = SystemMetricsMonitor(tracked.run_id, resume_logging=True) if system_metrics else None
+    if monitor is not None:
+        monitor.start()
     try:
         yield tracked
     except BaseException:
-        store.set_terminated(tracked.run_id, "FAILED")
+        _end(tracked, "FAILED")
         raise
-    store.set_terminated(tracked.run_id, "FINISHED")
+    finally:
+        if monitor is not None:
+            monitor.finish()
+    _end(tracked, "FINISHED")
+
+
+def _end(tracked: Tracked, status: str) -> None:
+    """Send what waits and close the run; what is done is done if the server is absent."""
+    try:
+        tracked.spool.flush()
+        with _absence():
+            tracked.client.set_terminated(tracked.run_id, status)
+    except Absent as absent:
+        print(f"{absent}: run {tracked.run_id} stays open and is {status}", file=sys.stderr)
 
 
 def evaluation(checkpoint: Path, params: Params) -> Path:
@@ -306,6 +385,24 @@ def _float32() -> Any:
     import numpy as np
 
     return np.dtype(np.float32)
+
+
+def dvc_hashes(under: Path) -> dict[str, str]:
+    """Path -> DVC's MD5 of each stage's output under a folder, and of ``data.dvc``'s.
+
+    As `dvc.lock` and `data.dvc` have them; nothing without the files.
+    """
+    tracked: list[dict[str, Any]] = []
+    if paths.DVC_LOCK.exists():
+        stages = yaml.safe_load(paths.DVC_LOCK.read_text()).get("stages", {})
+        tracked += [out for stage in stages.values() for out in stage.get("outs", [])]
+    if paths.DATA_DVC.exists():
+        tracked += yaml.safe_load(paths.DATA_DVC.read_text()).get("outs", [])
+    return {
+        out["path"]: out["md5"]
+        for out in tracked
+        if "md5" in out and Path(out["path"]).is_relative_to(under)
+    }
 
 
 def sha256_or_absent(path: Path) -> str:

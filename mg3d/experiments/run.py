@@ -65,7 +65,8 @@ def pretrain_on_ranks(
     command = ["pretrain", str(prepared), "--params", str(folder / paths.RUN_PARAMS)]
     command += ["--resume", str(resume)] if resume else ["--out", str(out)]
     command += ["--force"] if force else []
-    with tracking.track(folder, name, params, parent=parent) as tracked:
+    with tracking.track(folder, name, params, parent=parent, system_metrics=True) as tracked:
+        tracked.log_datasets(tracking.dvc_hashes(prepared), "training")
         launch.torchrun(command, params.pretrain.num_ranks, params.pretrain.num_threads_per_rank)
         tracked.log_folder(folder / paths.FIGURES)
         write_studies(prepared, folder)

@@ -16,11 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-
-sys.path[:0] = [
-    str(Path(__file__).parents[1] / name) for name in ("training", "downstream", "data")
-]
-from tiny_prepared import CONTRACT, OBJECTIVE, tiny_model
+from training.tiny_prepared import CONTRACT, OBJECTIVE, tiny_model
 
 from mg3d import paths
 from mg3d.fingerprint import Fingerprint, file_sha256
@@ -193,7 +189,7 @@ def world(here: Path, server: str) -> World:
 @pytest.fixture(scope="package")
 def chest(here: Path) -> Path:
     """A NIfTI file of a chest, stored LPS."""
-    from layouts import chest_hu, write_nifti
+    from downstream.layouts import chest_hu, write_nifti
 
     path = here / "chest.nii.gz"
     write_nifti(path, chest_hu((40, 36, 24), lesion=True), (6.0, 6.0, 6.0), "LPS")
@@ -203,7 +199,7 @@ def chest(here: Path) -> Path:
 @pytest.fixture(scope="package")
 def abdomen(here: Path) -> Path:
     """A NIfTI file of a body without lungs, in air."""
-    from layouts import write_nifti
+    from downstream.layouts import write_nifti
 
     volume = np.full((40, 36, 24), -1000, np.int16)
     volume[6:-6, 6:-6] = 40
