@@ -1,19 +1,20 @@
 """A real `mlflow server` on loopback, and a run whose cells kept what they fitted."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from training.tiny_prepared import CONTRACT, OBJECTIVE, tiny_model
@@ -44,6 +45,15 @@ def wait_for(url: str, process: subprocess.Popen, timeout_s: float = 240) -> Non
     raise AssertionError(f"{url} does not answer")
 
 
+def stop(process: subprocess.Popen) -> None:
+    """End a server with its workers."""
+    parent = psutil.Process(process.pid)
+    for child in [*parent.children(recursive=True), parent]:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    process.wait(30)
+
+
 @pytest.fixture(scope="package")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The working folder of the package's tests."""
@@ -62,15 +72,14 @@ def server(here: Path) -> Iterator[str]:
     command += ["--backend-store-uri", f"sqlite:///{here / 'server.db'}"]
     command += ["--artifacts-destination", str(here / "stored")]
     with (here / "server.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         wait_for(f"{uri}/health", process)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_URI", uri)
             yield uri
     finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
+        stop(process)
 
 
 @dataclass

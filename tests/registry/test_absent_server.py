@@ -1,6 +1,5 @@
 """Training goes on while the MLflow server is away, and the record is whole afterwards."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 from mg3d import paths, tracking
 from mg3d.params import load_params
 
-from .conftest import ROOT, free_port, wait_for
+from .conftest import ROOT, free_port, stop, wait_for
 
 
 def start(folder: Path, port: int) -> subprocess.Popen:
@@ -18,14 +17,9 @@ def start(folder: Path, port: int) -> subprocess.Popen:
     command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{folder / 'own.db'}"]
     command += ["--artifacts-destination", str(folder / "own")]
     with (folder / "own.log").open("a") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, stdout=log, stderr=log)
     wait_for(f"http://127.0.0.1:{port}/health", process)
     return process
-
-
-def stop(process: subprocess.Popen) -> None:
-    os.killpg(process.pid, 9)
-    process.wait(30)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 
 from mg3d.registry.registration import register
 
-from .conftest import World, free_port, wait_for
+from .conftest import World, free_port, stop, wait_for
 
 
 @pytest.mark.slow
@@ -23,8 +23,7 @@ def test_a_task_is_served_over_http(world: World, chest: Path, abdomen: Path, he
     command += ["--port", str(port)]
     with (here / "serve.log").open("w") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, start_new_session=True,
-            env=os.environ | {"MG3D_INPUTS": str(here)},
+            command, stdout=log, stderr=log, env=os.environ | {"MG3D_INPUTS": str(here)},
         )  # fmt: skip
     try:
         wait_for(f"http://127.0.0.1:{port}/ping", process)
@@ -41,5 +40,4 @@ def test_a_task_is_served_over_http(world: World, chest: Path, abdomen: Path, he
         assert [finding["name"] for finding in findings] == ["covid", "severe"]
         assert json.loads(rows[1]["answer"])["refused"] == "no_chest"
     finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
+        stop(process)
