@@ -31,7 +31,7 @@ class RegisteredTask(PythonModel):
         self.contract = self.model.contract
 
     def studies(self, path: Path, candidates: Path | None = None) -> "list[Study]":
-        """What lies at ``path``, admitted. Raises Refused, or ValueError without ``path``."""
+        """What lies at ``path``, admitted. Raises Refused."""
         from mg3d.inference.study import read_places, read_studies
 
         found = read_studies(path, self.model.admission)

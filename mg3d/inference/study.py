@@ -54,13 +54,12 @@ class Study:
 def read_studies(path: Path, admission: Admission) -> list[Study]:
     """The studies under a folder of DICOM files, or the one of a NIfTI file.
 
-    Raises Refused with the most frequent reason if there is none, ValueError if ``path`` is not
-    there.
+    Raises Refused, of a folder with the most frequent reason.
     """
     if path.is_dir():
         return _read_dicom(path, admission)
     if not path.is_file():
-        raise ValueError(f"no file or folder {path}: name a NIfTI file or a folder of DICOM files")
+        raise Refused(Reason.UNREADABLE, "no such NIfTI file or folder of DICOM files")
     volume, affine = load_nifti(path)
     check(volume, affine, admission)
     stored = np.asarray(nibabel.load(str(path)).affine)  # type: ignore[attr-defined]

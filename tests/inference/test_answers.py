@@ -181,5 +181,5 @@ def test_what_is_no_ct_of_a_chest_is_refused(study: Study, tmp_path: Path) -> No
             check(volume, study.affine, chest)
         assert caught.value.reason is reason
     check(study.volume // 50, study.affine, Admission(False))  # MR has no HU
-    with pytest.raises(ValueError, match="name a NIfTI file or a folder of DICOM"):
+    with pytest.raises(Refused, match="unreadable: no such NIfTI file"):
         read_studies(tmp_path / "nothing", chest)

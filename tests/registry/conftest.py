@@ -1,6 +1,7 @@
 """A real `mlflow server` on loopback, and a run whose cells kept what they fitted."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -21,9 +22,10 @@ from training.tiny_prepared import CONTRACT, OBJECTIVE, tiny_model
 
 from mg3d import paths
 from mg3d.fingerprint import Fingerprint, file_sha256
-from mg3d.params import Params, load_params
+from mg3d.params import Cell, Params, load_params
 
 ROOT = Path(__file__).parents[2]
+ENV = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # no schedulers
 TASKS = ("stoic2021", "covid19_20")
 
 
@@ -72,7 +74,7 @@ def server(here: Path) -> Iterator[str]:
     command += ["--backend-store-uri", f"sqlite:///{here / 'server.db'}"]
     command += ["--artifacts-destination", str(here / "stored")]
     with (here / "server.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=ENV)
     try:
         wait_for(f"{uri}/health", process)
         with pytest.MonkeyPatch.context() as patch:
@@ -165,6 +167,8 @@ def world(here: Path, server: str) -> World:
     params = params.model_copy(
         update={"contract": CONTRACT, "model": model_params, "objective": objective}
     )
+    for task in TASKS:
+        params = params.of_cell(Cell(task, "frozen", 0))
     run = paths.RUNS / "pretrain-x"
     torch.manual_seed(0)
     model = MG3D(model_params, objective)

@@ -9,7 +9,7 @@ import pytest
 from mg3d import paths, tracking
 from mg3d.params import load_params
 
-from .conftest import ROOT, free_port, stop, wait_for
+from .conftest import ENV, ROOT, free_port, stop, wait_for
 
 
 def start(folder: Path, port: int) -> subprocess.Popen:
@@ -17,7 +17,7 @@ def start(folder: Path, port: int) -> subprocess.Popen:
     command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{folder / 'own.db'}"]
     command += ["--artifacts-destination", str(folder / "own")]
     with (folder / "own.log").open("a") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=ENV)
     wait_for(f"http://127.0.0.1:{port}/health", process)
     return process
 
