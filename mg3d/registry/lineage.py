@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from mg3d import paths, tracking
 
-TABLES = {paths.STUDIES: "study_id", paths.CASES: "case_id"}
+TABLES = {paths.STUDIES: ("studies", "study_id"), paths.CASES: ("cases", "case_id")}
 _TAGS = ("git_commit", "dvc_lock_sha256", "contract", tracking.CHECKPOINT_TAG)
 
 
@@ -72,10 +72,7 @@ def of_patient(patient_id: str) -> dict[str, Any]:
             {
                 "run_id": run.info.run_id,
                 "name": run.info.run_name,
-                **{
-                    key.removesuffix("_id") + "s": _by_split(rows[t], key)
-                    for t, key in TABLES.items()
-                },
+                **{name: _by_split(rows[t], key) for t, (name, key) in TABLES.items()},
                 "checkpoint_sha256": run.data.tags.get(tracking.CHECKPOINT_TAG),
                 "metrics": sorted(run.data.metrics),
             }
@@ -93,9 +90,9 @@ def of_patient(patient_id: str) -> dict[str, Any]:
 def _of_run(store: MlflowClient, run: Any) -> dict[str, Any]:
     about: dict[str, Any] = {"run_id": run.info.run_id, "name": run.info.run_name}
     about |= {tag: run.data.tags[tag] for tag in _TAGS if tag in run.data.tags}
-    for table, key in TABLES.items():
+    for table, (name, key) in TABLES.items():
         if rows := _table(store, run, table):
-            about[key.removesuffix("_id") + "s"] = _by_split(rows, key)
+            about[name] = _by_split(rows, key)
     return about
 
 

@@ -75,6 +75,7 @@ def test_a_mask_of_a_dicom_series_is_a_dicom_seg_with_its_geometry(
     to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])
     # Every voxel of the one lies in the other at the same millimetres, with the same value.
     mask = np.asarray(nifti.dataobj)
+    assert 0 < mask.mean() < 1  # a mask that says something
     index = np.argwhere(np.ones_like(mask))
     mm = index @ nifti.affine[:3, :3].T + nifti.affine[:3, 3]
     there = np.linalg.inv(to_ras @ volume.affine)
@@ -82,8 +83,10 @@ def test_a_mask_of_a_dicom_series_is_a_dicom_seg_with_its_geometry(
     np.testing.assert_array_equal(volume.array[tuple(seen.T)], mask[tuple(index.T)])
     assert volume.spatial_shape == (24, 36, 40)
     # And the series' own geometry: the first slice's corner, spacing, step.
-    corner = volume.affine @ [0, 0, 0, 1]
-    np.testing.assert_allclose(corner[:3], [-10, 20, -30], atol=1e-4)
+    corners = np.array([volume.affine @ [at, 0, 0, 1] for at in (0, 23)])[:, :3]
+    low, high = sorted(corners.tolist(), key=lambda corner: corner[2])
+    np.testing.assert_allclose(low, [-10, 20, -30], atol=1e-4)
+    np.testing.assert_allclose(high, [-10, 20, -30 + 23 * 4], atol=1e-4)
     np.testing.assert_allclose(volume.spacing, (4.0, 5.0, 6.0), atol=1e-4)
 
 
