@@ -33,6 +33,7 @@ TOWERS = "mg3d"
 CANDIDATE, CHAMPION = "candidate", "champion"
 CODE = Path(mg3d.__file__).parent
 EXAMPLE = "study.nii.gz"
+OF_WEIGHTS = "code Apache-2.0; weights as the data allow that they were pre-trained on"
 _TEXT = DataType.string
 
 
@@ -74,7 +75,9 @@ def register(run: Path, params: Params) -> list[str]:
             uris.append(_register_task(checkpoint, cell, result, min_lung_mm, own))
     if params.objective.itc_weight:
         uris.append(_register_towers(run, checkpoint, params.convert_volumes.min_lung_mm))
-    return [*uris, tracking.register(run, params.register_)]
+    encoder = tracking.register(run, params.register_)
+    _describe_encoder(encoder, params.convert_volumes.min_lung_mm)
+    return [*uris, encoder]
 
 
 def _register_task(
@@ -94,6 +97,8 @@ def _register_task(
             f"{cell} was not evaluated from {checkpoint}, or {paths.FITTED} has changed since: "
             "run `mg3d evaluate` again"
         )
+    run_id = tracking.attach(cell).run_id
+    made = tracking.client().get_run(run_id).data.tags
     inputs = [ColSpec(_TEXT, "path")]
     example = pd.DataFrame({"path": [EXAMPLE]})
     if result["kind"] == "candidates":
@@ -112,13 +117,13 @@ def _register_task(
             "contract": about["contract"],
             "test_sha256": result["test_sha256"],
             "git_commit": result["git_commit"],
-            "dvc_lock_sha256": tracking.sha256_or_absent(paths.DVC_LOCK),
+            "dvc_lock_sha256": made.get("dvc_lock_sha256", "absent"),
             "licence": f"code Apache-2.0; trained on {task.name}, whose data are: {task.licence}",
         }
         outputs = Schema([ColSpec(_TEXT, "study_id"), ColSpec(_TEXT, "answer")])
         model = _Model(
             task_name(task.name),
-            tracking.attach(cell).run_id,
+            run_id,
             "registered_task.py",
             ModelSignature(inputs=Schema(inputs), outputs=outputs),
             example,
@@ -142,7 +147,7 @@ def _register_towers(run: Path, checkpoint: Path, min_lung_mm: float | None) -> 
             "contract": about["contract"],
             "git_commit": made.get("git_commit", "unknown"),
             "dvc_lock_sha256": made.get("dvc_lock_sha256", "absent"),
-            "licence": "code Apache-2.0; the weights are those of the data they were trained on",
+            "licence": OF_WEIGHTS,
         }
         signature = ModelSignature(
             inputs=Schema(
@@ -154,6 +159,19 @@ def _register_towers(run: Path, checkpoint: Path, min_lung_mm: float | None) -> 
         example = pd.DataFrame({"text": ["No pleural effusion."]})
         model = _Model(TOWERS, run_id, "registered_towers.py", signature, example, tags, about)
         return _log(model, folder, (tracking.CHECKPOINT_TAG,), is_candidate=True)
+
+
+def _describe_encoder(uri: str, min_lung_mm: float | None) -> None:
+    """Give the encoder's version its licence and card."""
+    store = tracking.client()
+    version = tracking.find_version(store, uri)
+    if version.description:
+        return
+    tags = {**version.tags, "licence": OF_WEIGHTS}
+    admission = {"is_ct": True, "min_lung_mm": min_lung_mm}
+    about = {"contract": tags["contract"], "admission": admission}
+    store.set_model_version_tag(version.name, version.version, "licence", OF_WEIGHTS)
+    store.update_model_version(version.name, version.version, card(version.name, tags, about))
 
 
 def _log(model: _Model, folder: Path, identity: tuple[str, ...], is_candidate: bool) -> str:

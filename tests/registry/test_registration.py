@@ -28,6 +28,8 @@ def test_tasks_towers_and_encoder_are_registered_once(world: World, uris: list[s
         version = store.get_model_version_by_alias(name, "candidate")
         assert uri.endswith(f"/{version.version}")
         assert version.tags["contract"] == world.params.contract.digest()
+        assert "Apache-2.0" in version.tags["licence"]
+        assert version.tags["checkpoint_sha256"] in version.description
     version = store.get_model_version_by_alias("mg3d-stoic2021", "candidate")
     assert "CC BY-NC 4.0" in version.tags["licence"]
     assert "0.800, 95 % interval 0.700 to 0.990" in version.description
