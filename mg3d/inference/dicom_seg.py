@@ -7,13 +7,18 @@ study, not for the record. Segments are coded as SNOMED CT lesions or tissue, ma
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pydicom
+from pydicom.sr.codedict import codes
 
 from mg3d import paths
 from mg3d.data.ct.refused import Refused
 from mg3d.ledger import Reason
+
+if TYPE_CHECKING:
+    from highdicom import Volume
 
 MAX_SHEAR = 1e-3
 SERIES_NUMBER = 9001
@@ -44,15 +49,14 @@ def write_dicom_seg(
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name=model,
         version=version("mg3d"),
-        family=pydicom.sr.codedict.codes.DCM.ArtificialIntelligence,
+        family=codes.DCM.ArtificialIntelligence,
     )
-    code = pydicom.sr.codedict.codes.SCT
     descriptions = [
         SegmentDescription(
             segment_number=number,
             segment_label=name,
-            segmented_property_category=code.MorphologicallyAbnormalStructure,
-            segmented_property_type=code.Lesion,
+            segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+            segmented_property_type=codes.SCT.Lesion,
             algorithm_type="AUTOMATIC",
             algorithm_identification=algorithm,
         )
@@ -78,7 +82,7 @@ def write_dicom_seg(
         segmentation.save_as(temporary)
 
 
-def as_volume(mask: np.ndarray, affine: np.ndarray, frame_of_reference: str) -> "object":
+def as_volume(mask: np.ndarray, affine: np.ndarray, frame_of_reference: str) -> "Volume":
     """highdicom's volume of a mask (X, Y, Z) in RAS: slices from the feet up, rows from the front,
     columns from the patient's right, as an axial series has them."""
     from highdicom import Volume

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mg3d.finetuning.fitted import Fitted
+from mg3d.finetuning.fitted import ENCODER, Fitted
 from mg3d.finetuning.network_grid import network_grid
 from mg3d.finetuning.segmentation import network_input
 from mg3d.finetuning.unetr import UNETR, window_by_window
@@ -20,7 +20,8 @@ def segmented(folder: Path, fitted: Fitted) -> Built:
     params, names = fitted.params, tuple(fitted.facts["labels"])
     assert isinstance(params, SegmentationTask)
     network = UNETR(encoder, False, len(names)).eval()
-    network.load_state_dict({**network.state_dict(), **fitted.head})
+    own = {k: t for k, t in network.state_dict().items() if k.startswith(ENCODER)}
+    network.load_state_dict({**own, **fitted.head})
     spacing_mm = tuple(fitted.facts["spacing_mm"])
 
     def answer(study: Study) -> Answer:

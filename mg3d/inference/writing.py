@@ -42,8 +42,8 @@ def write_answer(out: Path, study: Study, answer: Answer, model: dict[str, Any])
         with paths.atomic_write(folder / "report.txt") as temporary:
             temporary.write_text(answer.report + "\n")
     if answer.nearest:
-        rows = [(case_id, f"{value:.6f}", "", "") for case_id, value in answer.nearest]
-        _csv(folder / "nearest.csv", ("case_id", "similarity"), [row[:2] for row in rows])
+        nearest = [(case_id, f"{value:.6f}") for case_id, value in answer.nearest]
+        _csv(folder / "nearest.csv", ("case_id", "similarity"), nearest)
     figure = _figure(study, answer, f"{model['uri']}, {study.study_id}")
     with paths.atomic_write(folder / "figure.png") as temporary:
         figure.savefig(temporary, dpi=110)

@@ -99,7 +99,7 @@ def _register_task(
         )
     run_id = tracking.attach(cell).run_id
     made = tracking.client().get_run(run_id).data.tags
-    inputs = [ColSpec(_TEXT, "path")]
+    inputs: list[Any] = [ColSpec(_TEXT, "path")]
     example = pd.DataFrame({"path": [EXAMPLE]})
     if result["kind"] == "candidates":
         inputs.append(ColSpec(_TEXT, "candidates"))
