@@ -66,16 +66,20 @@ def load_task_model(folder: Path) -> TaskModel:
     fitted = read_fitted(folder / paths.FITTED)
     from mg3d.inference import labels, masks, places, reports, similar
 
-    if asks_both_towers(fitted):
-        build = similar.cases if fitted.kind in BOTH_TOWERS else labels.prompted
-    else:
-        build = {
-            "classification": labels.probed,
-            "multiclass": labels.probed,
-            "candidates": places.candidates,
-            "segmentation": masks.segmented,
-            "report_generation": reports.written,
-        }[fitted.kind]
+    builders = {
+        "classification": labels.prompted if asks_both_towers(fitted) else labels.probed,
+        "multiclass": labels.probed,
+        "candidates": places.candidates,
+        "segmentation": masks.segmented,
+        "report_generation": reports.written,
+        "retrieval": similar.cases,
+    }
+    if fitted.kind not in builders:
+        raise ValueError(
+            f"{fitted.task} is of the kind {fitted.kind}, and nothing answers for it: known are "
+            f"{', '.join(builders)}"
+        )
+    build = builders[fitted.kind]
     answer, contract = build(folder, fitted)
     if contract.digest() != fitted.contract_digest or contract.digest() != about["contract"]:
         raise ValueError(
