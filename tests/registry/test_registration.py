@@ -43,8 +43,8 @@ def test_a_version_holds_no_pickle_and_says_what_goes_in(uris: list[str], here: 
     about = mlflow.models.get_model_info(uris[1])
     assert about.signature.inputs.input_names() == ["path"]
     assert about.metadata["contract"]
-    example = json.loads(next(p for p in files if p.name == "input_example.json").read_text())
-    assert "study.nii.gz" in json.dumps(example)
+    examples = [path.read_text() for path in files if path.name == "input_example.json"]
+    assert any("study.nii.gz" in example for example in examples)
 
 
 def test_the_loaded_task_answers_as_its_files_do_and_refuses_with_the_reason(
