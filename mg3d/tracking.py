@@ -1,4 +1,4 @@
-"""The record: the only file that talks to MLflow (``registered_encoder.py`` is what it stores).
+"""The record: runs in MLflow, and the encoder's versions (`registry` has the others).
 
 A run is created once, by the process that a person or a flow started; its id lies in the run's
 folder, so ranks, retries and resumes continue the same run. The store is a database from day one:
