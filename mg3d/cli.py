@@ -212,6 +212,7 @@ def evaluate(
     save_params(tree, out / paths.RUN_PARAMS)
     parent = tracking.evaluation(checkpoint, tree)
     with tracking.track(out, str(cell), tree, parent=parent) as tracked:
+        tracked.log_datasets(tracking.dvc_hashes(paths.DATA), "evaluation")
         result = run(
             DOWNSTREAM[task],
             checkpoint,
@@ -226,6 +227,7 @@ def evaluate(
         tracked.log_result(result)
         tracked.log_folder(out / paths.FIGURES)
         tracked.log_file(out / paths.SELECTION)
+        tracked.log_table(out / paths.CASES)
     print(out / paths.RESULT)
 
 
@@ -253,10 +255,56 @@ def register(
     run: Annotated[Path, typer.Argument(help="A pre-training run's folder.")],
     params: ParamsFile = paths.PARAMS,
 ) -> None:
-    """The run's encoder becomes a version of a registered model, under an alias."""
-    from mg3d import tracking
+    """The run's encoder, towers and evaluated tasks become versions of registered models."""
+    from mg3d.registry.registration import register as run_register
 
-    print(tracking.register(run, load_params(params).register_))
+    print("\n".join(run_register(run, load_params(params))))
+
+
+@app.command("promote")
+def promote(
+    name: Annotated[str, typer.Argument(help="A registered model, e.g. mg3d-stoic2021.")],
+    version: Annotated[str, typer.Argument(help="The version that is to be its champion.")],
+) -> None:
+    """Move the alias `champion` to a version, if it beats nulls and champion; else say why not."""
+    from mg3d.registry.promotion import promote as run
+
+    print(run(name, version))
+
+
+@app.command("predict")
+def predict(
+    path: Annotated[Path, typer.Argument(help="A NIfTI file, or a folder of DICOM files.")],
+    model: Annotated[str, typer.Option("--model", help="E.g. models:/mg3d-stoic2021@champion.")],
+    out: Out = Path("predictions"),
+    candidates: Annotated[
+        Path | None, typer.Option("--candidates", help="Places to judge: a CSV (mg3d-luna16).")
+    ] = None,
+    finding: Annotated[
+        list[str] | None, typer.Option("--finding", help="What to look for (models:/mg3d).")
+    ] = None,
+) -> None:
+    """Ask a registered model about a study: findings, mask, report or nearest cases, as files."""
+    from mg3d.registry.prediction import predict as run
+
+    for answer in run(model, path, out, candidates, finding or []):
+        print(answer)
+
+
+@app.command("lineage")
+def lineage(
+    model: Annotated[str | None, typer.Argument(help="E.g. models:/mg3d-encoder@champion.")] = None,
+    patient: Annotated[
+        str | None, typer.Option("--patient", help="A pseudonym: what did this patient touch?")
+    ] = None,
+) -> None:
+    """All that a model came from, down to study ids; or all that a patient's data went into."""
+    if (model is None) == (patient is None):
+        raise ValueError("name a model, e.g. models:/mg3d-encoder@candidate, or --patient ID")
+    from mg3d.registry import lineage as registry
+
+    found = registry.of_model(model) if model else registry.of_patient(str(patient))
+    print(json.dumps(found, indent=2))
 
 
 @app.command("reconcile")

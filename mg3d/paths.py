@@ -10,6 +10,7 @@ ROOT = Path(os.environ.get("MG3D_ROOT", Path.cwd()))
 
 PARAMS = Path("params.yaml")
 DVC_LOCK = Path("dvc.lock")
+DATA_DVC = Path("data.dvc")
 
 # data/: yours, pinned by data.dvc
 DATA = Path("data")
@@ -43,11 +44,15 @@ RESULT = "result.json"
 FIGURES = "figures"
 PREDICTIONS = "predictions"
 SELECTION = "selection.json"
+FITTED = "fitted.safetensors"
+CASES = "cases.csv"
+STUDIES = "studies.csv"
 EVALUATE = "evaluate"
 TEST_OPENINGS = "test_openings.jsonl"
 CACHE = "cache"
 FINGERPRINT = "fingerprint.json"
 MLFLOW_RUN_ID = "mlflow_run_id"
+SPOOL = "unsent_metrics.jsonl"
 
 
 def stage_folder(stage: str, prepared: Path = PREPARED) -> Path:

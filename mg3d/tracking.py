@@ -1,4 +1,4 @@
-"""The record: the only file that talks to MLflow (``registered_encoder.py`` is what it stores).
+"""The record: runs in MLflow, and the encoder's versions (`registry` has the others).
 
 A run is created once, by the process that a person or a flow started; its id lies in the run's
 folder, so ranks, retries and resumes continue the same run. The store is a database from day one:
@@ -8,20 +8,24 @@ sqlite under ``runs/`` unless ``MLFLOW_TRACKING_URI`` names a server.
 import fcntl
 import hashlib
 import importlib.metadata
+import json
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import yaml
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types import Schema, TensorSpec
 
 from mg3d import paths
@@ -29,9 +33,15 @@ from mg3d.fingerprint import git_commit
 from mg3d.occupied import is_occupied, occupied
 from mg3d.params import Params, Register
 from mg3d.registered_encoder import RegisteredEncoder
+from mg3d.spool import Absent, Entry, Spool
 
 EXPERIMENT = "mg3d"
 CHECKPOINT_TAG = "checkpoint_sha256"
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+_REFUSALS = {
+    *("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"),
+    *("PERMISSION_DENIED", "UNAUTHENTICATED", "BAD_REQUEST", "INVALID_STATE", "ENDPOINT_NOT_FOUND"),
+}
 
 
 @dataclass(frozen=True)
@@ -40,12 +50,27 @@ class Tracked:
 
     client: MlflowClient
     run_id: str
+    spool: Spool
 
     def on_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Record metrics of one step; keys read ``luna16/test/auroc``."""
+        """Record metrics of one step; keys read ``luna16/test/auroc``.
+
+        If the server is not there they wait in the run's folder, and are sent when it is back.
+        """
         now = int(time.time() * 1000)
-        entries = [Metric(key, float(value), now, step) for key, value in metrics.items()]
-        self.client.log_batch(self.run_id, metrics=entries)
+        self.spool.add([Entry(key, float(value), now, step) for key, value in metrics.items()])
+
+    def log_datasets(self, found: dict[str, str], context: str) -> None:
+        """Record data sets as inputs: path -> DVC's hash."""
+        inputs = [
+            DatasetInput(
+                Dataset(path, digest, "local", json.dumps({"uri": path, "dvc_md5": digest})),
+                [InputTag("mlflow.data.context", context)],
+            )
+            for path, digest in found.items()
+        ]
+        if inputs:
+            self.client.log_inputs(self.run_id, inputs)
 
     def log_folder(self, folder: Path) -> None:
         """Store a folder of figures or tables under its own name, if it exists."""
@@ -55,6 +80,17 @@ class Tracked:
     def log_file(self, file: Path) -> None:
         """Store one file."""
         self.client.log_artifact(self.run_id, str(file))
+
+    def set_checkpoint(self, checkpoint: Path) -> None:
+        """Tag the run with the hash of the weights that it made or used."""
+        digest = sha256_or_absent(checkpoint / paths.WEIGHTS)
+        self.client.set_tag(self.run_id, CHECKPOINT_TAG, digest)
+
+    def log_table(self, file: Path) -> None:
+        """Store a table of ids, which `mg3d lineage` looks for; nothing if it is not there."""
+        if file.exists():
+            self.log_file(file)
+            self.client.set_tag(self.run_id, f"has_{file.stem}", "true")
 
     def log_result(self, result: dict[str, Any]) -> None:
         """Store a downstream result: the file; headline, interval and nulls as metrics."""
@@ -95,49 +131,105 @@ def client() -> MlflowClient:
 
 def attach(folder: Path) -> Tracked:
     """The run whose id lies in ``folder`` (for rank 0 of a run that the launcher created)."""
-    return Tracked(client(), (folder / paths.MLFLOW_RUN_ID).read_text().strip())
+    return _tracked(client(), folder, (folder / paths.MLFLOW_RUN_ID).read_text().strip())
+
+
+def _tracked(store: MlflowClient, folder: Path, run_id: str) -> Tracked:
+    def send(entries: Sequence[Entry]) -> None:
+        metrics = [Metric(*entry) for entry in entries]
+        with _absence(patient=False):
+            store.log_batch(run_id, metrics=metrics)
+
+    return Tracked(store, run_id, Spool(folder / paths.SPOOL, send))
 
 
 @contextmanager
-def track(folder: Path, name: str, params: Params, parent: Path | None = None) -> Iterator[Tracked]:
+def _absence(patient: bool = True) -> Iterator[None]:
+    """A server that does not answer raises Absent; at once unless ``patient``.
+
+    What it refuses (a wrong name, no such run, no permission) stays an MlflowException.
+    """
+    before = os.environ.get(_RETRIES)
+    if not patient:
+        os.environ[_RETRIES] = "0"
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code in _REFUSALS:
+            raise
+        raise Absent(f"MLflow does not answer ({error.error_code})") from error
+    finally:
+        if not patient:
+            if before is None:
+                del os.environ[_RETRIES]
+            else:
+                os.environ[_RETRIES] = before
+
+
+@contextmanager
+def track(
+    folder: Path,
+    name: str,
+    params: Params,
+    parent: Path | None = None,
+    system_metrics: bool = False,
+) -> Iterator[Tracked]:
     """Open the MLflow run of a run's folder, creating it once; close it as finished or failed.
 
     Only one process has it open; others wait. One that is told to stop closes it as killed, and
     for one that is killed :func:`reconcile` does.
     ``parent``: folder of the run this one is a child of, if that run was tracked.
+    ``system_metrics``: the machine's load too, while the block runs.
     """
-    with occupied(folder), _opened(folder, name, params, parent) as tracked:
+    with occupied(folder), _opened(folder, name, params, parent, system_metrics) as tracked:
         yield tracked
 
 
 @contextmanager
-def _opened(folder: Path, name: str, params: Params, parent: Path | None) -> Iterator[Tracked]:
+def _opened(
+    folder: Path, name: str, params: Params, parent: Path | None, system_metrics: bool
+) -> Iterator[Tracked]:
     store = client()
     id_file = folder / paths.MLFLOW_RUN_ID
     if id_file.exists():
-        tracked = Tracked(store, id_file.read_text().strip())
+        tracked = _tracked(store, folder, id_file.read_text().strip())
         store.update_run(tracked.run_id, status="RUNNING")
     else:
         experiment = store.get_experiment_by_name(EXPERIMENT)
         assert experiment is not None
-        tags = {"git_commit": git_commit(), "dvc_lock_sha256": _sha256(paths.DVC_LOCK)}
+        tags = {"git_commit": git_commit(), "dvc_lock_sha256": sha256_or_absent(paths.DVC_LOCK)}
         if parent is not None and (parent / paths.MLFLOW_RUN_ID).exists():
             tags["mlflow.parentRunId"] = (parent / paths.MLFLOW_RUN_ID).read_text().strip()
         run = store.create_run(experiment.experiment_id, run_name=name, tags=tags)
-        tracked = Tracked(store, run.info.run_id)
+        tracked = _tracked(store, folder, run.info.run_id)
         flat = _flatten(params.model_dump(mode="json", by_alias=True))
         store.log_batch(tracked.run_id, params=[Param(k, str(v)) for k, v in flat.items()])
         with paths.atomic_write(id_file) as temporary:
             temporary.write_text(tracked.run_id + "\n")
     if (folder / paths.RUN_PARAMS).exists():
         store.log_artifact(tracked.run_id, str(folder / paths.RUN_PARAMS))
+    monitor = SystemMetricsMonitor(tracked.run_id, resume_logging=True) if system_metrics else None
+    if monitor is not None:
+        monitor.start()
     try:
         yield tracked
     except BaseException as error:
-        status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        store.set_terminated(tracked.run_id, status)
+        _end(tracked, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
-    store.set_terminated(tracked.run_id, "FINISHED")
+    finally:
+        if monitor is not None:
+            monitor.finish()
+    _end(tracked, "FINISHED")
+
+
+def _end(tracked: Tracked, status: str) -> None:
+    """Send what waits and close the run; what is done is done if the server is absent."""
+    try:
+        tracked.spool.flush()
+        with _absence():
+            tracked.client.set_terminated(tracked.run_id, status)
+    except Absent as absent:
+        print(f"{absent}: run {tracked.run_id} stays open and is {status}", file=sys.stderr)
 
 
 def reconcile(runs: Path) -> list[Path]:
@@ -168,7 +260,7 @@ def evaluation(checkpoint: Path, params: Params) -> Path:
     run = checkpoint.parent.parent
     folder = run / paths.EVALUATE
     folder.mkdir(parents=True, exist_ok=True)
-    digest = _sha256(checkpoint / paths.WEIGHTS)
+    digest = sha256_or_absent(checkpoint / paths.WEIGHTS)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with track(folder, f"evaluate {run.name}", params, parent=run) as tracked:
@@ -189,8 +281,8 @@ def register(run: Path, params: Register) -> str:
     if checkpoint is None:
         raise ValueError(f"no checkpoint under {run}: run `mg3d pretrain` to its end first")
     store = client()
-    digest = _sha256(checkpoint / paths.WEIGHTS)
-    for known in _versions(store, params.name):
+    digest = sha256_or_absent(checkpoint / paths.WEIGHTS)
+    for known in versions(store, params.name):
         if known.tags.get(CHECKPOINT_TAG) == digest:
             store.set_registered_model_alias(params.name, params.alias, known.version)
             return f"models:/{params.name}/{known.version}"
@@ -200,7 +292,7 @@ def register(run: Path, params: Register) -> str:
         CHECKPOINT_TAG: digest,
         "contract": contract.digest(),
         "git_commit": git_commit(),
-        "dvc_lock_sha256": _sha256(paths.DVC_LOCK),
+        "dvc_lock_sha256": sha256_or_absent(paths.DVC_LOCK),
     }
     shape = (-1, 1, *contract.shape_voxels)
     signature = ModelSignature(
@@ -234,7 +326,7 @@ def load_registered(uri: str) -> RegisteredEncoder:
 
     Raises ValueError, naming the remedy, if the registry has no such model.
     """
-    _find(client(), uri)
+    find_version(client(), uri)
     loaded: RegisteredEncoder = mlflow.pyfunc.load_model(uri).unwrap_python_model()
     return loaded
 
@@ -242,7 +334,7 @@ def load_registered(uri: str) -> RegisteredEncoder:
 def describe(uri: str) -> dict[str, Any]:
     """What the registry knows of a model version: source run, contract, commit, metrics."""
     store = client()
-    version = _find(store, uri)
+    version = find_version(store, uri)
     run = store.get_run(version.run_id)
     return {
         "model": f"models:/{version.name}/{version.version}",
@@ -259,20 +351,47 @@ def downstream_metrics(checkpoint_sha256: str) -> dict[str, dict[str, float]]:
 
     Of a cell that was evaluated in several folders, the newest counts.
     """
-    store = client()
-    experiment = store.get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None
-    tagged = f"tags.{CHECKPOINT_TAG} = '{checkpoint_sha256}'"
-    runs = store.search_runs([experiment.experiment_id], tagged, order_by=["start_time ASC"])
     found = {}
-    for run in runs:
+    for run in runs_of_checkpoint(client(), checkpoint_sha256):
         of_test = {k: round(v, 4) for k, v in sorted(run.data.metrics.items()) if "/test/" in k}
         if of_test:
             found[str(run.info.run_name)] = of_test
     return found
 
 
-def _find(store: MlflowClient, uri: str) -> Any:
+def result_of(store: MlflowClient, run_id: str) -> dict[str, Any]:
+    """The downstream result that a run recorded. Raises ValueError if it recorded none."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            file = store.download_artifacts(run_id, paths.RESULT, folder)
+            result: dict[str, Any] = json.loads(Path(file).read_text())
+    except (MlflowException, OSError) as error:
+        raise ValueError(f"run {run_id} recorded no {paths.RESULT}: run `mg3d evaluate`") from error
+    return result
+
+
+def results_of_checkpoint(store: MlflowClient, checkpoint_sha256: str) -> list[dict[str, Any]]:
+    """The result of every cell that was evaluated from a checkpoint, the newest of each."""
+    found = {}
+    for run in runs_of_checkpoint(store, checkpoint_sha256):
+        if any("/test/" in key for key in run.data.metrics):
+            found[run.info.run_name] = result_of(store, run.info.run_id)
+    return list(found.values())
+
+
+def runs_of_checkpoint(store: MlflowClient, checkpoint_sha256: str) -> list[Any]:
+    """Runs that carry a checkpoint's hash as their tag, oldest first."""
+    experiment = store.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    tagged = f"tags.{CHECKPOINT_TAG} = '{checkpoint_sha256}'"
+    return list(store.search_runs([experiment.experiment_id], tagged, order_by=["start_time ASC"]))
+
+
+def find_version(store: MlflowClient, uri: str) -> Any:
+    """The version behind ``models:/name@alias`` or ``models:/name/version``.
+
+    Raises ValueError, naming the remedy, if the registry has no such model.
+    """
     name, separator, alias = uri.removeprefix("models:/").partition("@")
     try:
         if separator:
@@ -287,7 +406,8 @@ def _find(store: MlflowClient, uri: str) -> Any:
         ) from error
 
 
-def _versions(store: MlflowClient, name: str) -> list[Any]:
+def versions(store: MlflowClient, name: str) -> list[Any]:
+    """All versions of a registered model; none if it does not exist."""
     return list(store.search_model_versions(f"name='{name}'"))
 
 
@@ -297,7 +417,26 @@ def _float32() -> Any:
     return np.dtype(np.float32)
 
 
-def _sha256(path: Path) -> str:
+def dvc_hashes(under: Path) -> dict[str, str]:
+    """Path -> DVC's MD5 of each stage's output under a folder, and of ``data.dvc``'s.
+
+    As `dvc.lock` and `data.dvc` have them; nothing without the files.
+    """
+    tracked: list[dict[str, Any]] = []
+    if paths.DVC_LOCK.exists():
+        stages = yaml.safe_load(paths.DVC_LOCK.read_text()).get("stages", {})
+        tracked += [out for stage in stages.values() for out in stage.get("outs", [])]
+    if paths.DATA_DVC.exists():
+        tracked += yaml.safe_load(paths.DATA_DVC.read_text()).get("outs", [])
+    return {
+        out["path"]: out["md5"]
+        for out in tracked
+        if "md5" in out and Path(out["path"]).is_relative_to(under)
+    }
+
+
+def sha256_or_absent(path: Path) -> str:
+    """Of a file's bytes; ``absent`` without it."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "absent"
 
 

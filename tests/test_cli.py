@@ -68,3 +68,11 @@ def test_force_needs_a_run(tmp_path: Path, arguments: tuple[str, ...], message: 
     ended = mg3d("pretrain", *arguments, "--params", str(PARAMS), cwd=tmp_path)
     assert ended.returncode == 2
     assert message in ended.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("models:/mg3d@champion", "--patient", "patient-0")])
+def test_lineage_is_of_a_model_or_of_a_patient(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    ended = mg3d("lineage", *arguments, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "name a model" in ended.stderr
+    assert not list(tmp_path.iterdir())

@@ -279,3 +279,24 @@ def test_a_real_ct_is_embedded_by_the_registered_encoder(
     assert vector.std() > 0
     assert tables[0].study_id[0].startswith("study-")
     np.testing.assert_array_equal(vector, tables[1].embedding[0])
+
+
+def test_a_run_says_which_data_it_read_by_dvcs_hashes(here: Path, params: Params) -> None:
+    from mg3d import tracking
+
+    assert tracking.dvc_hashes(paths.DATA) == {}
+    digest = "0123456789abcdef0123456789abcdef"
+    Path("data.dvc").write_text(f"outs:\n- md5: {digest}.dir\n  path: data\n")
+    Path("dvc.lock").write_text(
+        "schema: '2.0'\nstages:\n  build_manifest:\n    outs:\n"
+        f"    - path: prepared/build_manifest/manifest.parquet\n      md5: {digest}\n"
+    )
+    with tracking.track(here / "runs" / "a", "pretrain", params) as opened:
+        opened.log_datasets(tracking.dvc_hashes(paths.PREPARED), "training")
+        opened.log_datasets(tracking.dvc_hashes(paths.DATA), "evaluation")
+    inputs = tracking.client().get_run(opened.run_id).inputs.dataset_inputs
+    found = {(item.dataset.name, item.dataset.digest, item.tags[0].value) for item in inputs}
+    assert found == {
+        ("prepared/build_manifest/manifest.parquet", digest, "training"),
+        ("data", f"{digest}.dir", "evaluation"),
+    }

@@ -12,6 +12,7 @@ from mg3d import launch, paths, tracking
 from mg3d.fingerprint import Fingerprint, pretrain_fingerprint
 from mg3d.params import Params, save_params
 from mg3d.training.pretrain import finished
+from mg3d.training.studies import write_studies
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,16 @@ def pretrain_on_ranks(
     for picture in sorted(paths.stage_folder("inspect", prepared).glob("*.png")):
         (folder / paths.FIGURES).mkdir(exist_ok=True)
         shutil.copy(picture, folder / paths.FIGURES / f"data_{picture.name}")
-    with tracking.track(folder, name, params, parent=parent) as tracked:
+    with tracking.track(folder, name, params, parent=parent, system_metrics=True) as tracked:
+        tracked.log_datasets(tracking.dvc_hashes(prepared), "training")
         if finished(folder, fingerprint, num_steps, force) is None:  # nobody was faster
             launch.torchrun(command, *ranks, nodes=nodes)
         tracked.log_folder(folder / paths.FIGURES)
-    return _complete(folder, fingerprint, num_steps, force)
+        write_studies(prepared, folder)
+        tracked.log_table(folder / paths.STUDIES)
+        done = _complete(folder, fingerprint, num_steps, force)
+        tracked.set_checkpoint(done)
+    return done
 
 
 def _complete(folder: Path, fingerprint: Fingerprint, num_steps: int, force: bool) -> Path:

@@ -33,6 +33,7 @@ from mg3d.finetuning import store
 from mg3d.finetuning.cubes import IsotropicScan
 from mg3d.finetuning.embeddings import encoder_sha256
 from mg3d.finetuning.encoders import random_encoder, starting_encoder
+from mg3d.finetuning.fitted import keep_fitted
 from mg3d.finetuning.images import load_image, source_sha256
 from mg3d.finetuning.probe import Classifier, fit_probe
 from mg3d.finetuning.task import Case, OnMetrics, Scores, Split
@@ -138,7 +139,7 @@ def predict(
     """
     if params.mode not in ("frozen", "finetune", "scratch"):
         raise ValueError(f"{NAME} has no mode {params.mode}: use frozen, finetune or scratch")
-    encoder, _, provenance = starting_encoder(checkpoint, params)
+    encoder, contract, provenance = starting_encoder(checkpoint, params)
     untrained = random_encoder(checkpoint, params.seed + 1)
     encoders = {MODEL: encoder, "random_encoder": untrained}
     frozen = params.mode == "frozen"
@@ -182,6 +183,10 @@ def predict(
                 prefix if system == MODEL else f"{prefix}/{system}",
                 *((model, read) if trained else ()),
             )
+    keep_fitted(
+        predictions, classifiers[MODEL], task=prefix, kind=NAME, params=params,
+        contract_digest=contract.digest(), labels=[LABEL],
+    )  # fmt: skip
     shares = [candidate[3] for scan in split["train"] for candidate in _scan(scan).candidates]
     prevalence = (sum(shares) + 1) / (len(shares) + 2)
     _write_test(split, predictions, params, ledger, encoders, classifiers, prevalence)

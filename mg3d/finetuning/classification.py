@@ -21,11 +21,12 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mg3d import paths
 from mg3d.figures import classification as figures
 from mg3d.finetuning.encoders import random_encoder, starting_encoder
+from mg3d.finetuning.fitted import keep_fitted
 from mg3d.finetuning.images import packed_cases
 from mg3d.finetuning.probe import Predicted, fitted
 from mg3d.finetuning.prompting import prompted
@@ -96,11 +97,13 @@ def predict(
             ledger.quarantine(case.case_id, Reason.NOT_IN_SPLIT, "zero_shot trains nothing")
         split["train"] = []
     predicted: dict[str, Predicted] = {}
+    heads: list[nn.Module] = []
     with ExitStack() as open_volumes:
         if params.mode in ("zero_shot", "prompt_tuned"):
             pair, provenance = prompted(
-                split, checkpoint, names, labels, masked_loss, params, ledger, on_metrics, prefix
-            )
+                split, checkpoint, names, labels, masked_loss, params, ledger, on_metrics, prefix,
+                heads.append,
+            )  # fmt: skip
             predicted = dict(zip((MODEL, "random_encoder"), pair, strict=True))
         else:
             encoder, contract, provenance = starting_encoder(checkpoint, params)
@@ -112,7 +115,7 @@ def predict(
             ):
                 logits = fitted(
                     start, frozen, split, volumes, labels, len(names), masked_loss, params,
-                    report, name,
+                    report, name, heads.append if system == MODEL else None,
                 )  # fmt: skip
                 predicted[system] = lambda part, logits=logits: _sigmoid(logits(part))  # type: ignore[misc]
         # Without training cases (zero_shot) the prevalence is that of validation.
@@ -128,7 +131,12 @@ def predict(
         with paths.atomic_write(predictions / THRESHOLDS) as temporary:
             pd.DataFrame(thresholds).to_csv(temporary, index=False)
         cuts = {row["label"]: row["threshold"] for row in thresholds if row["system"] == MODEL}
-        choose(thresholds={k: None if np.isnan(cut) else float(cut) for k, cut in cuts.items()})
+        chosen = {k: None if np.isnan(cut) else float(cut) for k, cut in cuts.items()}
+        choose(thresholds=chosen)
+        keep_fitted(
+            predictions, heads[0], task=prefix, kind=NAME, params=params,
+            contract_digest=provenance["contract_digest"], labels=names, thresholds=chosen,
+        )  # fmt: skip
         for system, of_part in predicted.items():  # opens the test split
             rows = of_part("test")
             _write(predictions / f"{system}.csv", split["test"], names, rows)

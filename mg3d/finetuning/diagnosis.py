@@ -7,12 +7,16 @@ training reports. Its penalty and its one threshold are chosen on the leave-one-
 train and on validation, never on test.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mg3d.metrics.findings import micro_f1
 
+_ARRAYS = ("mean", "deviation", "weight", "prior")
 PENALTIES = tuple(10.0**power for power in range(7))
 
 
@@ -26,6 +30,18 @@ class Diagnosis:
     prior: np.ndarray
     penalty: float
     threshold: float
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], penalty: float, threshold: float
+    ) -> "Diagnosis":
+        """The inverse of `as_tensors`."""
+        mean, deviation, weight, prior = (tensors[f"diagnosis.{name}"].numpy() for name in _ARRAYS)
+        return cls(mean, deviation, weight, prior, penalty, threshold)
+
+    def as_tensors(self) -> dict[str, Tensor]:
+        """The arrays, under ``diagnosis.``."""
+        return {f"diagnosis.{name}": torch.from_numpy(getattr(self, name)) for name in _ARRAYS}
 
     def probability(self, features: np.ndarray) -> np.ndarray:
         """[N, C] -> [N, K]; least squares, so it may leave [0, 1] a little."""

@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mg3d import paths
 from mg3d.figures import classification as figures
 from mg3d.finetuning.encoders import random_encoder, starting_encoder
+from mg3d.finetuning.fitted import keep_fitted
 from mg3d.finetuning.images import PackedCases, packed_cases
 from mg3d.finetuning.probe import fitted
 from mg3d.finetuning.task import Case, OnMetrics, Scores, Split
@@ -72,6 +73,7 @@ def predict(
     encoder, contract, provenance = starting_encoder(checkpoint, params)
     names = sorted({name for cases in split.values() for case in cases for name in case.labels})
     frozen = params.mode == "frozen"
+    heads: list[nn.Module] = []
 
     def labels(cases: Sequence[Case]) -> Tensor:
         return torch.tensor([_class(case, names) for case in cases])
@@ -100,6 +102,7 @@ def predict(
                 params,
                 on_metrics if is_model else lambda step, metrics: None,
                 prefix if is_model else f"{prefix}/{system}",
+                heads.append if is_model else None,
             )
             found[system] = {
                 part: torch.from_numpy(logits(part)).softmax(-1).numpy()
@@ -110,6 +113,10 @@ def predict(
         part: np.tile(shares / shares.sum(), (len(split[part]), 1))
         for part in ("validation", "test")
     }
+    keep_fitted(
+        predictions, heads[0], task=prefix, kind=NAME, params=params,
+        contract_digest=contract.digest(), labels=names,
+    )  # fmt: skip
     for system, of_part in found.items():
         _write(predictions / f"{system}.csv", split["test"], names, of_part["test"])
         path = predictions / f"{system}_validation.csv"

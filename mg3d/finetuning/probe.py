@@ -102,8 +102,12 @@ def fitted(
     params: Finetune,
     on_metrics: OnMetrics,
     prefix: str,
+    keep: Callable[[Classifier], None] | None = None,
 ) -> Predicted:
-    """Train on train; returns what gives the logits of a part of the split, test when it opens."""
+    """Train on train; returns what gives the logits of a part of the split, test when it opens.
+
+    ``keep`` is given what was fitted.
+    """
     from mg3d.models.vision import features_of
 
     train, validation = split["train"], split["validation"]
@@ -113,6 +117,9 @@ def fitted(
         features, train, validation, labels, num_outputs, loss, params, on_metrics, prefix,
         *(() if frozen else (encoder, volumes.batch)),
     )  # fmt: skip
+
+    if keep is not None:
+        keep(classifier)
 
     def inputs(cases: Sequence[Case]) -> Tensor:
         if not frozen:

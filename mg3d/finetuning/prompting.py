@@ -72,9 +72,10 @@ def prompted(
     ledger: Ledger,
     on_metrics: OnMetrics,
     prefix: str,
+    keep: Callable[[nn.Module], None],
 ) -> tuple[list[Predicted], dict[str, Any]]:
     """What gives the probabilities of a part of the split, by the model and by an untrained one,
-    and provenance.
+    and provenance. ``keep`` is given the model's head.
 
     Raises ValueError for a checkpoint without a dual encoder.
     """
@@ -116,6 +117,8 @@ def prompted(
                     report,
                     name,
                 )
+            if name == prefix:
+                keep(head)
             found.append(partial(_probabilities, head, rows, split))
     return found, {"contract_digest": loaded.contract.digest(), "encoder_coverage": None}
 

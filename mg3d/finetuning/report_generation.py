@@ -24,6 +24,7 @@ from mg3d.figures import report_generation as figures
 from mg3d.finetuning import report_scores as scores
 from mg3d.finetuning.embeddings import embedded
 from mg3d.finetuning.encoders import random_encoder, starting_encoder
+from mg3d.finetuning.fitted import keep_fitted
 from mg3d.finetuning.image_free import best_by_bleu, most_frequent
 from mg3d.finetuning.images import packed_cases
 from mg3d.finetuning.report_writing import Corpus, Inputs, fit_language, fit_writer, silent, stacked
@@ -96,6 +97,12 @@ def predict(
         writers[MODEL] = fit_writer(corpus, tokens, inputs, learning, on_metrics, prefix, knows)
         diagnosis = writers[MODEL].diagnosis
         choose(diagnosis_penalty=diagnosis.penalty, diagnosis_threshold=diagnosis.threshold)
+        keep_fitted(
+            predictions, writers[MODEL].reporter, task=prefix, kind=NAME, params=params,
+            contract_digest=contract.digest(), tensors=diagnosis.as_tensors(),
+            tokenizer=tokenizer.to_str(), threshold=diagnosis.threshold,
+            penalty=diagnosis.penalty,
+        )  # fmt: skip
         frequent, times = most_frequent(texts)
         fixed, fixed_bleu = best_by_bleu(texts, params.seed)
         test = split["test"]

@@ -48,23 +48,34 @@ class Writer:
     corpus: Corpus
 
     def write(self, cases: Sequence[Case]) -> list[str]:
-        """A report for each case: of the drafts of the beam the one whose findings are most like
-        those diagnosed, the likelier of equals."""
+        """A report for each case (`written_reports`)."""
         params, tokenizer = self.corpus.params, self.corpus.tokenizer
         written: list[str] = []
         for start in range(0, len(cases), params.batch_size):
             chosen = cases[start : start + params.batch_size]
             diagnosed = self.diagnosis.findings(_pooled(self.tokens, chosen))
-            ids = self.reporter.generate(
-                (self.inputs(chosen), torch.from_numpy(diagnosed)),
-                params.num_beams,
-                params.max_new_tokens,
-            )
-            drafts = [draft.strip() for draft in tokenizer.decode_batch(ids.tolist())]
-            for row, wanted in enumerate(diagnosed):
-                own = drafts[row * params.num_beams : (row + 1) * params.num_beams]
-                written.append(own[closest(own, wanted)])
+            inputs = self.inputs(chosen)
+            written += written_reports(self.reporter, inputs, diagnosed, tokenizer, params)
         return written
+
+
+def written_reports(
+    reporter: Reporter,
+    inputs: Tensor,
+    diagnosed: np.ndarray,
+    tokenizer: "Tokenizer",
+    params: CtrgReport,
+) -> list[str]:
+    """The reports of a batch: of each beam's drafts the one closest to its findings [B, K]."""
+    ids = reporter.generate(
+        (inputs, torch.from_numpy(diagnosed)), params.num_beams, params.max_new_tokens
+    )
+    drafts = [draft.strip() for draft in tokenizer.decode_batch(ids.tolist())]
+    written = []
+    for row, wanted in enumerate(diagnosed):
+        own = drafts[row * params.num_beams : (row + 1) * params.num_beams]
+        written.append(own[closest(own, wanted)])
+    return written
 
 
 def closest(drafts: Sequence[str], diagnosed: np.ndarray) -> int:

@@ -29,6 +29,7 @@ from mg3d.figures import retrieval as figures
 from mg3d.finetuning import ranking, sentence_attention
 from mg3d.finetuning.dual_encoding import encode
 from mg3d.finetuning.dual_tuning import fit_dual_encoder, fit_projections
+from mg3d.finetuning.fitted import keep_fitted
 from mg3d.finetuning.images import packed_cases
 from mg3d.finetuning.reranking import rerank
 from mg3d.finetuning.task import Case, OnMetrics, Scores, Split
@@ -118,6 +119,13 @@ def predict(
             if system in projections:
                 image, text = projections[system].applied(image, text)
             np.savez(predictions / f"{system}.npz", image=image, text=text)
+            if system == MODEL:
+                keep_fitted(
+                    predictions, projections.get(MODEL), task=prefix, kind=NAME, params=params,
+                    contract_digest=loaded.contract.digest(),
+                    tensors={"gallery": torch.from_numpy(image)} | _tuned(model, params),
+                    case_ids=[case.case_id for case in test],
+                )  # fmt: skip
             if system == MODEL and meeting:
                 tokens = [encoded.tokens[case.case_id] for case in scans]
                 sentences = [encoded.sentences[case.case_id] for case in scans]
@@ -135,6 +143,14 @@ def predict(
         "contract_digest": loaded.contract.digest(),
         "encoder_coverage": loaded.coverage.as_json(),
     }
+
+
+def _tuned(model: "MG3D", params: CtRateRetrieval) -> dict[str, Tensor]:
+    """Weights of a dual encoder that learnt, under ``model.``; the text encoder never does."""
+    if params.mode != "finetune":
+        return {}
+    state = model.state_dict()
+    return {f"model.{k}": t for k, t in state.items() if not k.startswith("text_encoder.")}
 
 
 def score(predictions: Path, params: CtRateRetrieval) -> Scores:

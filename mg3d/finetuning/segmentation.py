@@ -23,6 +23,7 @@ from mg3d.data.nifti import RefusedNifti
 from mg3d.data.volumes import apply_window
 from mg3d.figures import segmentation as figures
 from mg3d.finetuning.encoders import starting_encoder
+from mg3d.finetuning.fitted import keep_fitted
 from mg3d.finetuning.fitting import fit_head
 from mg3d.finetuning.images import load_image, problem
 from mg3d.finetuning.mask_scores import (
@@ -38,7 +39,7 @@ from mg3d.finetuning.mask_scores import (
 )
 from mg3d.finetuning.network_grid import NetworkGrid, Spacing, network_grid, to_file_order
 from mg3d.finetuning.task import Case, OnMetrics, Scores, Split
-from mg3d.finetuning.unetr import UNETR, DiceCrossEntropy
+from mg3d.finetuning.unetr import UNETR, DiceCrossEntropy, window_by_window
 from mg3d.ledger import Ledger, Reason
 from mg3d.metrics.agreement import bland_altman
 from mg3d.params import SegmentationTask
@@ -92,8 +93,6 @@ class Segmentation:
         """
         if params.mode == "zero_shot":
             raise ValueError("segmentation has no zero_shot mode: use frozen, finetune or scratch")
-        from monai.inferers.utils import sliding_window_inference
-
         num_classes = len(self.classes.names)
         encoder, contract, provenance = starting_encoder(checkpoint, params)
         spacing_mm = params.spacing_mm or contract.spacing_mm
@@ -124,22 +123,19 @@ class Segmentation:
             on_metrics,
             prefix,
         )
+        keep_fitted(
+            predictions, network, task=prefix, kind=self.NAME, params=params,
+            contract_digest=contract.digest(), labels=list(self.classes.names),
+            spacing_mm=spacing_mm,
+        )  # fmt: skip
         prior = _prior([loaded["train"][case.case_id] for case in split["train"]], num_classes)
         slices: Any = {}
         for case in split["test"]:
             at = loaded["test"][case.case_id]
-            with torch.inference_mode():
-                logits: Any = sliding_window_inference(
-                    torch.from_numpy(at.volume)[None, None].to(next(network.parameters()).device),
-                    params.crop_voxels,
-                    sw_batch_size=4,
-                    predictor=network,
-                    overlap=params.window_overlap_fraction,
-                    mode="gaussian",
-                )
+            probabilities = window_by_window(network, at.volume, params)
             native: Any = nibabel.load(str(case.image))
             masks = {
-                MODEL: at.grid.classes_to_image(logits.softmax(1)[0].cpu().numpy()),
+                MODEL: at.grid.classes_to_image(probabilities),
                 "empty_mask": np.zeros(at.grid.shape_image, np.uint8),
                 "training_prior": at.grid.classes_to_image(_prior_on(prior, at.grid)),
             }
@@ -291,12 +287,16 @@ def load_cases(
             continue
         grid = network_grid(image.shape, affine, spacing_mm)
         loaded[case.case_id] = Loaded(
-            _volume(image, grid, window_hu), grid.classes_from_image(classes, num_classes), grid
+            network_input(image, grid, window_hu),
+            grid.classes_from_image(classes, num_classes),
+            grid,
         )
     return loaded
 
 
-def _volume(image: np.ndarray, grid: NetworkGrid, window_hu: tuple[int, int] | None) -> np.ndarray:
+def network_input(
+    image: np.ndarray, grid: NetworkGrid, window_hu: tuple[int, int] | None
+) -> np.ndarray:
     """float32 (D, H, W); the padding looks like air, or like a voxel of value 0."""
     if window_hu:
         return apply_window(grid.from_image(image, window_hu[0]), window_hu)

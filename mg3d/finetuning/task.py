@@ -10,7 +10,7 @@ import json
 import resource
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -172,6 +172,7 @@ def evaluate(
     predictions = out / paths.PREDICTIONS
     shutil.rmtree(predictions, ignore_errors=True)
     predictions.mkdir(parents=True)
+    (out / paths.FITTED).unlink(missing_ok=True)
     of = {"task": task.name, "mode": params.mode, "seed": params.seed}
     if params.fold is not None:
         of["fold"] = params.fold
@@ -189,6 +190,7 @@ def evaluate(
         if case.case_id not in settled:
             ledger.use(case.case_id)
     ledger.write(out)
+    _write_cases(out / paths.CASES, split)
 
     scores = task.kind.score(predictions, params)
     result: dict[str, Any] = {
@@ -211,6 +213,9 @@ def evaluate(
         ),
         **provenance,
         "checkpoint_sha256": inputs["checkpoint"],
+        "fitted_sha256": fingerprint.file_sha256(out / paths.FITTED)
+        if (out / paths.FITTED).exists()
+        else None,
         "git_commit": fingerprint.git_commit(),
         "wall_s": 0.0,
         "peak_memory_mb": 0,
@@ -238,6 +243,17 @@ def _digest_of_split(task: str, params: Finetune) -> str:
     if params.split == "rule" or not file.is_file():
         return params.split
     return fingerprint.file_sha256(file)
+
+
+def _write_cases(file: Path, split: Mapping[str, Sequence[Case]]) -> None:
+    """Which patient went into what, by pseudonym: the lineage's last link."""
+    rows = [
+        f"{case.case_id},{case.patient_id},{name}\n"
+        for name, cases in split.items()
+        for case in cases
+    ]
+    with paths.atomic_write(file) as temporary:
+        temporary.write_text("case_id,patient_id,split\n" + "".join(sorted(rows)))
 
 
 def score(task: DownstreamTask, out: Path, params: Finetune) -> dict[str, Any]:

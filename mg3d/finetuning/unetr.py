@@ -3,7 +3,11 @@
 import math
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+
+from mg3d.params import SegmentationTask
 
 UNETR_STRIDES = (2, 4, 8, 16, 32)
 
@@ -83,3 +87,22 @@ class DiceCrossEntropy(nn.Module):
     def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         volume, mask = batch
         return {"total": self.loss(self.network(volume), mask)}
+
+
+@torch.inference_mode()
+def window_by_window(
+    network: nn.Module, volume: np.ndarray, params: SegmentationTask
+) -> np.ndarray:
+    """Probabilities [1 + classes, D, H, W] of ``volume`` (D, H, W); windows overlap, as a Gaussian
+    weighs them."""
+    from monai.inferers.utils import sliding_window_inference
+
+    logits: Any = sliding_window_inference(
+        torch.from_numpy(volume)[None, None].to(next(network.parameters()).device),
+        params.crop_voxels,
+        sw_batch_size=4,
+        predictor=network,
+        overlap=params.window_overlap_fraction,
+        mode="gaussian",
+    )
+    return logits.softmax(1)[0].cpu().numpy()

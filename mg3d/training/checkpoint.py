@@ -274,6 +274,11 @@ def load_encoder(checkpoint: Path) -> tuple["VolumeEncoder", Coverage, VolumeCon
     return encoder.eval(), coverage, contract
 
 
+def contract_of(checkpoint: Path) -> VolumeContract:
+    """The volume contract in a checkpoint's header. Raises ValueError if it has none."""
+    return _header(checkpoint)[0]
+
+
 def export_encoder(checkpoint: Path, out: Path) -> Path:
     """Write only the vision encoder's weights into the folder ``out``, under the same header.
 

@@ -91,6 +91,8 @@ def test_end_to_end_and_again_without_work(tmp_path: Path, checkpoint: Path) -> 
     assert result["encoder_coverage"]["percent"] == 100.0
     assert result["peak_memory_mb"] > 50
 
+    assert_fitted_gives_the_predictions(checkpoint, tmp_path / "data", out, tmp_path / "model")
+
     before = (out / "predictions" / "model.csv").stat().st_mtime_ns
     again = evaluate(TASK, checkpoint, tmp_path / "data", out, PARAMS, lambda step, m: None)
     assert again == result
@@ -134,3 +136,25 @@ def test_scores_come_from_the_files_alone(tmp_path: Path) -> None:
     assert scored["metrics"]["severe_auroc"]["value"] is None
     with pytest.raises(ValueError, match="no predictions"):
         score(TASK, tmp_path / "elsewhere", PARAMS)
+
+
+def assert_fitted_gives_the_predictions(
+    checkpoint: Path, data: Path, cell: Path, folder: Path
+) -> None:
+    """What the cell kept is what predicted its test cases, and says which cases those were."""
+    from mg3d.finetuning.images import load_image
+    from mg3d.inference.model import load_task_model, write_task_model
+    from mg3d.inference.study import Study
+
+    write_task_model(checkpoint, cell, folder, None)
+    model = load_task_model(folder)
+    predicted = pd.read_csv(cell / "predictions" / "model.csv").set_index("case_id")
+    of_case = {case.case_id: case for case in cases(data, Ledger("stoic2021", "case"))}
+    for case_id in predicted.index[:2]:
+        study = Study(case_id, *load_image(of_case[case_id]))
+        answer = model.answer(study)
+        for finding in answer.findings:
+            expected = predicted.loc[case_id, f"p_{finding.name}"]
+            assert finding.probability == pytest.approx(expected, abs=1e-5)
+    table = pd.read_csv(cell / "cases.csv")
+    assert sorted(table.loc[table["split"] == "test", "case_id"]) == sorted(predicted.index)
