@@ -114,18 +114,35 @@ def test_places_are_judged_one_by_one(model_of: Any, study: Study, tmp_path: Pat
         read_places([study], tmp_path / "none.csv")
 
 
-def test_a_report_is_written_by_the_kept_decoder(model_of: Any, study: Study) -> None:
+@torch.inference_mode()
+def test_a_report_is_written_by_the_kept_decoder(
+    model_of: Any, study: Study, checkpoint: Path
+) -> None:
+    from mg3d.finetuning.diagnosis import Diagnosis
+    from mg3d.finetuning.report_writing import written_reports
     from mg3d.finetuning.reporter import Reporter, train_tokenizer
+    from mg3d.inference.towers import windowed
+    from mg3d.metrics.findings import FINDINGS
+    from mg3d.training.checkpoint import load_encoder
 
     params = CtrgReport(width=16, num_layers=1, num_heads=2, vocabulary_size=300, max_new_tokens=6)
     tokenizer = train_tokenizer(["No effusion.", "A nodule."], params.vocabulary_size)
     torch.manual_seed(0)
     reporter = Reporter(torch.randn(3, 2, 64), tokenizer.get_vocab_size(), params, None)
-    model = model_of(
-        reporter, "ctrg_report", "report_generation", params, tokenizer=tokenizer.to_str()
+    encoder, _, contract = load_encoder(checkpoint)
+    tokens = encoder.eval().tokens(windowed(study, contract))
+    told = np.zeros((1, len(FINDINGS)), int)
+    told[0, 3] = 1
+    [expected] = written_reports(reporter.eval(), tokens, told, tokenizer, params)
+    diagnosis = Diagnosis(  # always the fourth finding
+        np.zeros(64), np.ones(64), np.zeros((64, len(FINDINGS))), told[0] * 0.9, 1.0, 0.5
     )
+    model = model_of(
+        reporter, "ctrg_report", "report_generation", params, tensors=diagnosis.as_tensors(),
+        tokenizer=tokenizer.to_str(), penalty=diagnosis.penalty, threshold=diagnosis.threshold,
+    )  # fmt: skip
     answer = model.answer(study)
-    assert isinstance(answer.report, str)
+    assert answer.report == expected
     assert answer.as_json()["report"] == answer.report
 
 
