@@ -197,7 +197,7 @@ def test_cells_hang_under_one_evaluation_and_are_found_by_checkpoint(
     assert tags[tracking.CHECKPOINT_TAG] == digest
     found = tracking.downstream_metrics(digest)
     assert list(found) == [str(cell) for cell in params.cells()]
-    assert found["stoic2021/frozen-seed0"] == {
+    assert found["stoic2021/finetune-seed0"] == {
         "stoic2021/test/auroc": 0.75, "stoic2021/test/null_a": 0.5,
     }  # fmt: skip
     assert tracking.downstream_metrics("another") == {}

@@ -99,10 +99,12 @@ def test_losses_and_gradients_are_those_of_the_online_pass(prepared: Path, model
     cached, whole = _step(network, inputs), dataclasses.replace(inputs, sentence_means=None)
     online, again = _step(network, whole), _step(network, inputs, parts=2)
     assert cached.keys() == online.keys() == again.keys()
-    for key, expected in online.items():  # measured: 0, and in parts 4e-5 of the largest
-        tolerance = 1e-5 * max(float(expected.abs().max()), 1e-3)
+    for key, expected in online.items():
+        # Of the largest gradient, by the CPU's instructions: AVX-512 3e-5, in parts 5e-5; AVX2
+        # 4e-5, in parts 6e-5.
+        tolerance = 1e-4 * max(float(expected.abs().max()), 1e-3)
         torch.testing.assert_close(cached[key], expected, rtol=0, atol=tolerance, msg=key)
-        torch.testing.assert_close(again[key], expected, rtol=0, atol=10 * tolerance, msg=key)
+        torch.testing.assert_close(again[key], expected, rtol=0, atol=tolerance, msg=key)
 
     contextual = network.text_encoder(inputs.input_ids, inputs.attention_mask)
     means, mask = sentence_means(contextual, inputs.sentence_index, inputs.sentence_mask)
@@ -136,7 +138,7 @@ def test_pretraining_is_the_same_with_a_text_encoder_online(
     assert num_passes[1] == 2 * num_passes[0] > 0
     assert [line["step"] for line in lines[0]] == [1, 2, 3, 3]
     for cached, online in zip(*lines, strict=True):
-        assert cached == pytest.approx(online, rel=1e-5, abs=1e-6)
+        assert cached == pytest.approx(online, rel=1e-4, abs=1e-6)  # measured: 3e-5 with AVX2
 
 
 def test_means_of_another_text_encoder_are_refused_before_training(
