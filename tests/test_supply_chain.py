@@ -42,7 +42,7 @@ SPELLINGS = {
 #: Run-time dependencies that were looked at one by one: docs/supply_chain.md says what was found.
 LOOKED_AT = {
     *("asyncssh", "grandalf", "huey", "psycopg2-binary", "pycocoevalcap", "pygit2"),
-    *("pylibjpeg-libjpeg", "skops", "text-unidecode"),
+    *("pylibjpeg-libjpeg", "skops", "supervisor", "text-unidecode"),
 }
 
 
