@@ -1,7 +1,7 @@
 """A mask as DICOM Segmentation (PS3.3 A.51), by highdicom, in the frame of the series it is of.
 
 It carries the patient module of the source images, as a PACS needs it: it is for the owner of the
-study, not for the record. Segments are coded as SNOMED CT lesions or tissue, made automatically.
+study, not for the record. Segments have SNOMED CT codes and are marked as made automatically.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 MAX_SHEAR = 1e-3
 SERIES_NUMBER = 9001
+#: Segment -> SNOMED CT category and type; what is not here is a lesion.
+LESION = (codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Lesion)
+CODES = {
+    "tumour": (codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Neoplasm),
+    "rv": (codes.SCT.AnatomicalStructure, codes.SCT.RightVentricle),
+    "myocardium": (codes.SCT.AnatomicalStructure, codes.SCT.LeftVentricleMyocardium),
+    "lv": (codes.SCT.AnatomicalStructure, codes.SCT.LeftVentricle),
+}
 
 
 def write_dicom_seg(
@@ -55,8 +63,8 @@ def write_dicom_seg(
         SegmentDescription(
             segment_number=number,
             segment_label=name,
-            segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
-            segmented_property_type=codes.SCT.Lesion,
+            segmented_property_category=CODES.get(name, LESION)[0],
+            segmented_property_type=CODES.get(name, LESION)[1],
             algorithm_type="AUTOMATIC",
             algorithm_identification=algorithm,
         )

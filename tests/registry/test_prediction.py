@@ -8,6 +8,9 @@ import numpy as np
 import pydicom
 import pytest
 
+from mg3d.downstream import DOWNSTREAM
+from mg3d.finetuning.segmentation import Segmentation
+from mg3d.inference.dicom_seg import CODES, write_dicom_seg
 from mg3d.registry.prediction import predict
 from mg3d.registry.registration import register
 
@@ -88,6 +91,22 @@ def test_a_mask_of_a_dicom_series_is_a_dicom_seg_with_its_geometry(
     np.testing.assert_allclose(low, [-10, 20, -30], atol=1e-4)
     np.testing.assert_allclose(high, [-10, 20, -30 + 23 * 4], atol=1e-4)
     np.testing.assert_allclose(volume.spacing, (4.0, 5.0, 6.0), atol=1e-4)
+
+
+def test_segments_are_coded_as_what_they_are(series: Path, tmp_path: Path) -> None:
+    import highdicom
+
+    mask = np.arange(4, dtype=np.uint8).reshape(2, 2, 1)
+    classes = ("rv", "tumour", "lesion")
+    files = sorted(series.iterdir())[:1]
+    write_dicom_seg(tmp_path / "mask.dcm", mask, np.eye(4), classes, files, "test")
+    seg = highdicom.seg.segread(tmp_path / "mask.dcm")
+    segments = [seg.get_segment_description(number) for number in (1, 2, 3)]
+    assert [segment.segmented_property_type.meaning for segment in segments] == [
+        *("Right ventricle", "Neoplasm", "Lesion"),
+    ]
+    kinds = [task.kind for task in DOWNSTREAM.values() if isinstance(task.kind, Segmentation)]
+    assert {name for kind in kinds for name in kind.classes.names} == {*CODES, "lesion"}
 
 
 def test_towers_look_for_what_is_named(chest: Path, tmp_path: Path) -> None:
