@@ -22,7 +22,7 @@ demo: .venv/installed data
 	  '.venv/bin/mg3d show models:/mg3d-encoder@candidate'
 
 test: .venv/installed
-	python -m pytest --numprocesses 2 $(PYTEST_ARGS)
+	python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: .venv/installed
 	ruff check .

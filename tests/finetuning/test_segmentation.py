@@ -12,8 +12,8 @@ from mg3d.finetuning.segmentation import (
     _no_contrast,
     _prior,
     _prior_on,
-    _volume,
     load_cases,
+    network_input,
 )
 from mg3d.finetuning.task import Case
 from mg3d.ledger import Ledger, Reason
@@ -74,11 +74,13 @@ def test_z_scores_are_of_the_voxels_that_are_not_zero() -> None:
     image[8:24] = generator.normal(700, 50, (16, 32, 32))
     grid = network_grid(image.shape, np.eye(4), (1.0, 1.0, 1.0))
     tissue = image[8:24]
-    volume = _volume(image, grid, None).transpose(2, 1, 0)
+    volume = network_input(image, grid, None).transpose(2, 1, 0)
     np.testing.assert_allclose(volume[8:24], (tissue - tissue.mean()) / tissue.std(), atol=6e-4)
     np.testing.assert_allclose(volume[:8], -tissue.mean() / tissue.std(), atol=6e-4)
     # Whatever the unit: MR has none.
-    np.testing.assert_allclose(_volume(image * 7, grid, None).transpose(2, 1, 0), volume, atol=2e-3)
+    np.testing.assert_allclose(
+        network_input(image * 7, grid, None).transpose(2, 1, 0), volume, atol=2e-3
+    )
 
 
 def test_an_image_without_contrast_has_no_z_scores() -> None:

@@ -56,16 +56,16 @@ def stop(process: subprocess.Popen) -> None:
     process.wait(30)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The working folder of the package's tests."""
+    """The working folder of a file of tests: its server, its run, its models."""
     folder = tmp_path_factory.mktemp("registry")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield folder
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def server(here: Path) -> Iterator[str]:
     """URI of an MLflow server that stores in sqlite and serves artifacts."""
     uri = f"http://127.0.0.1:{free_port()}"
@@ -152,7 +152,7 @@ def keep_random(checkpoint: Path, cell: Path, task: str, seed: int) -> None:
     )
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def world(here: Path, server: str) -> World:
     from mg3d import tracking
     from mg3d.models.mg3d import MG3D
@@ -199,7 +199,7 @@ def world(here: Path, server: str) -> World:
     return world
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def chest(here: Path) -> Path:
     """A NIfTI file of a chest, stored LPS."""
     from downstream.layouts import chest_hu, write_nifti
@@ -209,7 +209,7 @@ def chest(here: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def abdomen(here: Path) -> Path:
     """A NIfTI file of a body without lungs, in air."""
     from downstream.layouts import write_nifti

@@ -12,6 +12,7 @@ from mg3d.registry.registration import register
 from .conftest import World
 
 NAME = "mg3d-stoic2021"
+LOST = {"inputs": 5, "used": 3, "quarantined": 1, "reasons": {"unreadable": 1}}
 
 
 def version_of(world: World, seed: int, **result: Any) -> str:
@@ -31,8 +32,7 @@ def test_champion_moves_only_for_a_better_one(world: World) -> None:
     worse = version_of(world, 2, value=0.78, low=0.7)
     with pytest.raises(ValueError, match=r"does not beat the champion's 0.8000, 0.0200 short"):
         promote(NAME, worse)
-    lost = {"inputs": 5, "used": 3, "quarantined": 1, "reasons": {"unreadable": 1}}
-    leaky = version_of(world, 3, value=0.9, low=0.8, ledger=lost)
+    leaky = version_of(world, 3, value=0.9, low=0.8, ledger=LOST)
     with pytest.raises(ValueError, match="ledger is not complete: 5 inputs, 3 used"):
         promote(NAME, leaky)
     elsewhere = version_of(world, 4, value=0.9, low=0.8, test_sha256="b" * 64)
@@ -60,6 +60,7 @@ def test_other_bytes_than_the_tags_say_are_refused(world: World) -> None:
 
 
 def test_the_encoder_is_judged_by_the_tasks_of_its_checkpoint(world: World) -> None:
+    world.evaluate("stoic2021", 3, value=0.9, low=0.8, ledger=LOST)
     *_, uri = register(world.run, world.params)
     name, version = uri.removeprefix("models:/").split("/")
     with pytest.raises(ValueError, match="stoic2021/frozen-seed3: the ledger is not complete"):
