@@ -58,9 +58,9 @@ def task_name(task: str) -> str:
 def register(run: Path, params: Params) -> list[str]:
     """Register all that a pre-training run and its evaluations made; URIs, the encoder's last.
 
-    Of a task's cells the one in the params' mode and seed becomes the candidate. Cells that kept
-    nothing fitted (made by an older version) are passed over. Raises ValueError if the run has no
-    checkpoint.
+    Of a task's cells the one in the params' mode, seed and fold becomes the candidate. Cells that
+    kept nothing fitted (made by an older version) are passed over. Raises ValueError if the run has
+    no checkpoint.
     """
     checkpoint = latest(run / paths.CHECKPOINTS)
     if checkpoint is None:
@@ -70,9 +70,9 @@ def register(run: Path, params: Params) -> list[str]:
     for cell, result in cells.items():
         if (cell / paths.FITTED).exists() and (cell / paths.MLFLOW_RUN_ID).exists():
             section = params.downstream.task(result["task"])
-            own = (result["mode"], result["seed"]) == (section.mode, section.seed)
+            own = paths.cell_folder(run, result["task"], section.mode, section.seed, section.fold)
             min_lung_mm = params.convert_volumes.min_lung_mm
-            uris.append(_register_task(checkpoint, cell, result, min_lung_mm, own))
+            uris.append(_register_task(checkpoint, cell, result, min_lung_mm, cell == own))
     if params.objective.itc_weight:
         uris.append(_register_towers(run, checkpoint, params.convert_volumes.min_lung_mm))
     encoder = tracking.register(run, params.register_)
