@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
@@ -296,8 +297,8 @@ def register(run: Path, params: Register) -> str:
     }
     shape = (-1, 1, *contract.shape_voxels)
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(_float32(), shape, "volume")]),
-        outputs=Schema([TensorSpec(_float32(), (-1, -1))]),
+        inputs=Schema([TensorSpec(np.dtype(np.float32), shape, "volume")]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
     )
     pretraining = attach(run).run_id
     with mlflow.start_run(run_id=pretraining), tempfile.TemporaryDirectory() as folder:
@@ -307,6 +308,7 @@ def register(run: Path, params: Register) -> str:
             python_model=str(Path(__file__).with_name("registered_encoder.py")),
             artifacts={"encoder": str(exported)},
             signature=signature,
+            input_example={"volume": np.zeros((1, *shape[1:]), np.float32)},
             metadata=tags,
             pip_requirements=[f"mg3d=={importlib.metadata.version('mg3d')}"],
         )
@@ -409,12 +411,6 @@ def find_version(store: MlflowClient, uri: str) -> Any:
 def versions(store: MlflowClient, name: str) -> list[Any]:
     """All versions of a registered model; none if it does not exist."""
     return list(store.search_model_versions(f"name='{name}'"))
-
-
-def _float32() -> Any:
-    import numpy as np
-
-    return np.dtype(np.float32)
 
 
 def dvc_hashes(under: Path) -> dict[str, str]:

@@ -230,7 +230,7 @@ def test_the_registered_encoder_equals_the_checkpoint_and_is_registered_once(
     assert described["aliases"] == ["candidate"]
     assert {"git_commit", "dvc_lock_sha256", "checkpoint_sha256"} <= described.keys()
     stored = {path.name for path in (paths.RUNS / "artifacts").rglob("*") if path.is_file()}
-    assert paths.WEIGHTS in stored
+    assert {paths.WEIGHTS, "input_example.json"} <= stored
     assert not [name for name in stored if name.endswith((".pkl", ".pt", ".pth", ".bin"))]
 
 
