@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,8 @@ def worker(project: Path) -> Iterator[None]:
         yield
     finally:
         process.send_signal(signal.SIGINT)
-        try:
-            process.wait(timeout=120)
-        finally:
-            process.kill()
+        # Prefect's worker may miss a signal while the process of a run ends
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=60)
+        process.kill()
+        process.wait()
