@@ -45,7 +45,7 @@ def main(limit: int = 1) -> None:
         limit: Runs at once. Each takes the machine, and two `dvc` would fight for their lock.
     """
     deploy()
-    child.mg3d("reconcile", paths.RUNS)
+    launch.run([*child.MG3D, "reconcile", str(paths.RUNS)], print)
     worker = ("worker", "start", "--pool", POOL, "--limit", str(limit), "--with-healthcheck")
     os.execv(PREFECT[0], [*PREFECT, *worker])
 
