@@ -177,7 +177,7 @@ def import_weights(
     model = tree.model.model_copy(update={"vision": encoder.params})
     tree = tree.model_copy(update={"model": model})
     save_params(tree, out / paths.RUN_PARAMS)
-    with tracking.track(out, "import_weights", tree):
+    with tracking.track(out, "import_weights", tree, parent=tracking.pipeline(out, tree)):
         pass
     print(f"{encoder.coverage}: {encoder.coverage.fraction:.1%} of the encoder")
     print(checkpoint)
@@ -203,14 +203,14 @@ def evaluate(
         if mode not in section.MODES:
             raise ValueError(f"{task} has no mode {mode}: use {', '.join(section.MODES)}")
         cell = cell._replace(mode=mode)  # type: ignore[arg-type]
-    tree = tree.of_cell(cell)
     launch.limit_memory(tree.evaluate.max_memory_gb)
     from mg3d import tracking
     from mg3d.downstream import DOWNSTREAM
     from mg3d.finetuning.task import evaluate as run
 
+    parent = tracking.pipeline(checkpoint.parent.parent, tree)
+    tree = tree.of_cell(cell)
     save_params(tree, out / paths.RUN_PARAMS)
-    parent = tracking.evaluation(checkpoint, tree)
     with tracking.track(out, str(cell), tree, parent=parent) as tracked:
         tracked.log_datasets(tracking.dvc_hashes(paths.DATA), "evaluation")
         result = run(
@@ -411,12 +411,12 @@ def table(run: Annotated[Path, typer.Argument(help="A pre-training run's folder.
     from mg3d.table import table as render
 
     print(render(run))
-    if (run / paths.EVALUATE / paths.MLFLOW_RUN_ID).exists():
+    if (run / paths.PIPELINE / paths.MLFLOW_RUN_ID).exists():
         from mg3d import tracking
 
-        evaluation = tracking.attach(run / paths.EVALUATE)
+        pipeline = tracking.attach(run / paths.PIPELINE)
         for name in (MARKDOWN, CSV, PAGE):
-            evaluation.log_file(run / name)
+            pipeline.log_file(run / name)
 
 
 def _print_summary(summary: dict[str, object]) -> None:

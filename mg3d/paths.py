@@ -48,6 +48,7 @@ FITTED = "fitted.safetensors"
 CASES = "cases.csv"
 STUDIES = "studies.csv"
 EVALUATE = "evaluate"
+PIPELINE = "pipeline"  # of what the MLflow run of a whole pipeline holds
 TEST_OPENINGS = "test_openings.jsonl"
 CACHE = "cache"
 FINGERPRINT = "fingerprint.json"

@@ -5,7 +5,6 @@ folder, so ranks, retries and resumes continue the same run. The store is a data
 sqlite under ``runs/`` unless ``MLFLOW_TRACKING_URI`` names a server.
 """
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -28,11 +27,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types import Schema, TensorSpec
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from mg3d import paths
 from mg3d.fingerprint import git_commit
 from mg3d.occupied import is_occupied, occupied
-from mg3d.params import Params, Register
+from mg3d.params import Params, Register, save_params
 from mg3d.registered_encoder import RegisteredEncoder
 from mg3d.spool import Absent, Entry, Spool
 
@@ -179,7 +179,7 @@ def track(
 
     Only one process has it open; others wait. One that is told to stop closes it as killed, and
     for one that is killed :func:`reconcile` does.
-    ``parent``: folder of the run this one is a child of, if that run was tracked.
+    ``parent``: folder of the run this one is a child of; see :func:`pipeline`.
     ``system_metrics``: the machine's load too, while the block runs.
     """
     with occupied(folder), _opened(folder, name, params, parent, system_metrics) as tracked:
@@ -199,36 +199,42 @@ def _opened(
         experiment = store.get_experiment_by_name(EXPERIMENT)
         assert experiment is not None
         tags = {"git_commit": git_commit(), "dvc_lock_sha256": sha256_or_absent(paths.DVC_LOCK)}
-        if parent is not None and (parent / paths.MLFLOW_RUN_ID).exists():
-            tags["mlflow.parentRunId"] = (parent / paths.MLFLOW_RUN_ID).read_text().strip()
         run = store.create_run(experiment.experiment_id, run_name=name, tags=tags)
         tracked = _tracked(store, folder, run.info.run_id)
         flat = _flatten(params.model_dump(mode="json", by_alias=True))
         store.log_batch(tracked.run_id, params=[Param(k, str(v)) for k, v in flat.items()])
         with paths.atomic_write(id_file) as temporary:
             temporary.write_text(tracked.run_id + "\n")
+    parent_id = None
+    if parent is not None:
+        parent_id = (parent / paths.MLFLOW_RUN_ID).read_text().strip()
+        store.set_tag(tracked.run_id, MLFLOW_PARENT_RUN_ID, parent_id)
+        store.update_run(parent_id, status="RUNNING")
     if (folder / paths.RUN_PARAMS).exists():
         store.log_artifact(tracked.run_id, str(folder / paths.RUN_PARAMS))
     monitor = SystemMetricsMonitor(tracked.run_id, resume_logging=True) if system_metrics else None
     if monitor is not None:
         monitor.start()
+    status = "FINISHED"
     try:
         yield tracked
     except BaseException as error:
-        _end(tracked, "FAILED" if isinstance(error, Exception) else "KILLED")
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
         raise
     finally:
         if monitor is not None:
             monitor.finish()
-    _end(tracked, "FINISHED")
+        _end(tracked, status, None if parent is None or is_occupied(parent) else parent_id)
 
 
-def _end(tracked: Tracked, status: str) -> None:
+def _end(tracked: Tracked, status: str, parent_id: str | None) -> None:
     """Send what waits and close the run; what is done is done if the server is absent."""
     try:
         tracked.spool.flush()
         with _absence():
             tracked.client.set_terminated(tracked.run_id, status)
+            if parent_id is not None:
+                _settle(tracked.client, parent_id)
     except Absent as absent:
         print(f"{absent}: run {tracked.run_id} stays open and is {status}", file=sys.stderr)
 
@@ -239,34 +245,48 @@ def reconcile(runs: Path) -> list[Path]:
     Returns the folders of those runs; the next process that opens one goes on with its MLflow run.
     """
     store = client()
-    killed = []
+    killed, parents = [], []
     for id_file in sorted(runs.rglob(paths.MLFLOW_RUN_ID)):
         run_id, folder = id_file.read_text().strip(), id_file.parent
         try:
             status = store.get_run(run_id).info.status
         except MlflowException:  # a folder from another store
             continue
-        if status == "RUNNING" and not is_occupied(folder):
+        if status != "RUNNING" or is_occupied(folder):
+            continue
+        if folder.name == paths.PIPELINE:
+            parents.append(run_id)
+        else:
             store.set_terminated(run_id, "KILLED")
             killed.append(folder)
+    for run_id in parents:
+        _settle(store, run_id)
     return killed
 
 
-def evaluation(checkpoint: Path, params: Params) -> Path:
-    """The folder whose MLflow run is the parent of a checkpoint's downstream tasks.
+def pipeline(run: Path, params: Params) -> Path:
+    """The folder whose MLflow run is the parent of a training and of what is evaluated from it.
 
-    It is created by the first of the tasks that run side by side, as a child of the pre-training;
-    ``checkpoint_sha256`` is its tag.
+    Whichever of them begins first creates it; the params file it has is the newest one's. It is
+    open while one of them is, and then ends as they did: failed or killed if one of them was.
     """
-    run = checkpoint.parent.parent
-    folder = run / paths.EVALUATE
-    folder.mkdir(parents=True, exist_ok=True)
-    digest = sha256_or_absent(checkpoint / paths.WEIGHTS)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with track(folder, f"evaluate {run.name}", params, parent=run) as tracked:
-            tracked.client.set_tag(tracked.run_id, CHECKPOINT_TAG, digest)
+    folder = run / paths.PIPELINE
+    save_params(params, folder / paths.RUN_PARAMS)
+    with track(folder, f"pipeline {run.name}", params):
+        pass
     return folder
+
+
+def _settle(store: MlflowClient, run_id: str) -> None:
+    """End a parent that no process works on as its children ended, if all of them have."""
+    run = store.get_run(run_id)
+    children = store.search_runs(
+        [run.info.experiment_id], f"tags.{MLFLOW_PARENT_RUN_ID} = '{run_id}'", max_results=1000
+    )
+    ends = {child.info.status for child in children}
+    if "RUNNING" not in ends:
+        worst = [end for end in ("FAILED", "KILLED", "FINISHED") if end in ends]
+        store.set_terminated(run_id, worst[0] if worst else "KILLED")
 
 
 def register(run: Path, params: Register) -> str:

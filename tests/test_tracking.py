@@ -54,7 +54,7 @@ def run(here: Path, params: Params) -> Path:
         position={},
         num_kept=2,
     )
-    with tracking.track(folder, "pretrain", params):
+    with tracking.track(folder, "pretrain", params, parent=tracking.pipeline(folder, params)):
         pass
     return folder
 
@@ -89,7 +89,8 @@ import os, sys, time
 from pathlib import Path
 from mg3d import tracking
 from mg3d.params import load_params
-with tracking.track(Path(sys.argv[1]), "pretrain", load_params(Path(sys.argv[2]))):
+folder, params = Path(sys.argv[1]), load_params(Path(sys.argv[2]))
+with tracking.track(folder, "pretrain", params, parent=tracking.pipeline(folder, params)):
     print("open", flush=True)
     sys.stdin.readline()
 """
@@ -121,22 +122,52 @@ def test_a_run_whose_process_is_killed_is_marked_and_goes_on_later(
 
     store = tracking.client()
     try:
-        assert status(dead) == "RUNNING"
+        assert status(dead) == status(dead / paths.PIPELINE) == "RUNNING"
         processes[0].kill()
         processes[0].wait(timeout=15)
         reconcile(paths.RUNS)
         assert capsys.readouterr().out.endswith("1 MLflow runs were marked KILLED\n")
-        assert (status(dead), status(alive)) == ("KILLED", "RUNNING")
+        for of in (Path(), Path(paths.PIPELINE)):
+            assert (status(dead / of), status(alive / of)) == ("KILLED", "RUNNING")
         assert status(paths.RUNS / "done") == "FINISHED"
     finally:
         for process in processes[1:]:
             process.communicate("\n", timeout=60)
-    assert status(alive) == "FINISHED"
+    assert status(alive) == status(alive / paths.PIPELINE) == "FINISHED"
     before = tracking.attach(dead).run_id
     with tracking.track(dead, "pretrain", params) as again:
         assert status(dead) == "RUNNING"
     assert again.run_id == before
     assert status(dead) == "FINISHED"
+
+
+def test_a_pipeline_is_open_while_a_child_is_and_ends_as_they_did(
+    here: Path, params: Params
+) -> None:
+    from mg3d import tracking
+
+    run = paths.RUNS / "pretrain-x"
+    parent = tracking.pipeline(run, params)
+    one, two = run / "evaluate" / "one", run / "evaluate" / "two"
+    of_pipeline = tracking.attach(parent)
+
+    def status() -> str:
+        return str(of_pipeline.client.get_run(of_pipeline.run_id).info.status)
+
+    with tracking.track(run, "pretrain", params, parent):
+        assert status() == "RUNNING"
+    assert status() == "FINISHED"
+    with tracking.track(one, "one", params, parent):
+        with tracking.track(two, "two", params, parent):
+            pass
+        assert status() == "RUNNING"
+    assert status() == "FINISHED"
+    with pytest.raises(ValueError, match="broken"), tracking.track(two, "two", params, parent):
+        raise ValueError("broken")
+    assert status() == "FAILED"
+    with tracking.track(two, "two", params, tracking.pipeline(run, params)):
+        assert status() == "RUNNING"
+    assert status() == "FINISHED"
 
 
 def test_a_run_that_is_told_to_stop_is_killed_not_failed(here: Path, params: Params) -> None:
@@ -171,7 +202,7 @@ def test_a_result_is_recorded_with_interval_and_nulls_and_no_zero_for_null(
     }
 
 
-def test_cells_hang_under_one_evaluation_and_are_found_by_checkpoint(
+def test_a_training_and_its_cells_hang_under_one_pipeline_and_are_found_by_checkpoint(
     run: Path, params: Params
 ) -> None:
     from mg3d import tracking
@@ -182,19 +213,18 @@ def test_cells_hang_under_one_evaluation_and_are_found_by_checkpoint(
     assert checkpoint is not None
     digest = file_sha256(checkpoint / paths.WEIGHTS)
     headline = {"name": "auroc", "value": 0.75, "interval": None, "null": {"a": 0.5}}
-    parents = set()
     for cell in params.cells():
-        parent = tracking.evaluation(checkpoint, params)
-        parents.add((parent / paths.MLFLOW_RUN_ID).read_text())
+        parent = tracking.pipeline(run, params)
         with tracking.track(paths.cell_folder(run, *cell), str(cell), params, parent) as tracked:
             tracked.log_result(
                 {"task": cell.task, "headline": headline, "checkpoint_sha256": digest}
             )
-    (evaluation,) = parents
-    store = tracking.client()
-    tags = store.get_run(evaluation.strip()).data.tags
-    assert tags["mlflow.parentRunId"] == tracking.attach(run).run_id
-    assert tags[tracking.CHECKPOINT_TAG] == digest
+    store, pipeline = tracking.client(), tracking.attach(run / paths.PIPELINE).run_id
+    assert "mlflow.parentRunId" not in store.get_run(pipeline).data.tags
+    assert "params.yaml" in {file.path for file in store.list_artifacts(pipeline)}
+    for folder in (run, *(paths.cell_folder(run, *cell) for cell in params.cells())):
+        tags = store.get_run(tracking.attach(folder).run_id).data.tags
+        assert tags["mlflow.parentRunId"] == pipeline
     found = tracking.downstream_metrics(digest)
     assert list(found) == [str(cell) for cell in params.cells()]
     assert found["stoic2021/finetune-seed0"] == {

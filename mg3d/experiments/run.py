@@ -53,7 +53,8 @@ def pretrain_on_ranks(
     before it joins the others, and no rank starts before that.
 
     The run's folder is ``resume``, or in ``out`` under its fingerprint's name. Returns the final
-    checkpoint. ``name`` and ``parent`` (a folder) are for the MLflow run. Raises ValueError for a
+    checkpoint. ``name`` and ``parent`` (a folder; a pipeline of its own when left out) are for the
+    MLflow run. Raises ValueError for a
     folder that holds another run (see `mg3d.training.pretrain.finished`), CommandError for a rank
     that fails, SystemExit with RESUMABLE after SIGTERM.
     """
@@ -74,6 +75,7 @@ def pretrain_on_ranks(
     for picture in sorted(paths.stage_folder("inspect", prepared).glob("*.png")):
         (folder / paths.FIGURES).mkdir(exist_ok=True)
         shutil.copy(picture, folder / paths.FIGURES / f"data_{picture.name}")
+    parent = parent or tracking.pipeline(folder, params)
     with tracking.track(folder, name, params, parent=parent, system_metrics=True) as tracked:
         tracked.log_datasets(tracking.dvc_hashes(prepared), "training")
         if finished(folder, fingerprint, num_steps, force) is None:  # nobody was faster

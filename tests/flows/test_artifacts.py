@@ -32,8 +32,9 @@ def artifacts_of_a_run() -> dict[str, Any]:
 
 def write_run() -> None:
     CELL.mkdir(parents=True)
+    (RUN / paths.PIPELINE).mkdir()
     (RUN / "results.md").write_text("| task | mode |\n|---|---|\n| luna16 | frozen |\n")
-    for folder, run_id in ((RUN, "a1"), (RUN / "evaluate", "b2"), (CELL, "c3")):
+    for folder, run_id in ((RUN, "a1"), (RUN / paths.PIPELINE, "b2"), (CELL, "c3")):
         (folder / paths.MLFLOW_RUN_ID).write_text(f"{run_id}\n")
     of_cell = Ledger("luna16", "candidate", ["x"])
     of_cell.use("x")
@@ -83,4 +84,4 @@ def test_without_a_server_of_mlflow_the_ids_are_shown(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert artifacts_of_a_run() == {}
     write_run()
-    assert "pretrain-0/evaluate: `b2` (`make up` shows it)" in artifacts_of_a_run()["mlflow"].data
+    assert "pretrain-0/pipeline: `b2` (`make up` shows it)" in artifacts_of_a_run()["mlflow"].data

@@ -116,7 +116,7 @@ class World:
             "ledger": {"inputs": 5, "used": 4, "quarantined": 1, "reasons": {"unreadable": 1}},
         } | changes  # fmt: skip
         (cell / paths.RESULT).write_text(json.dumps(result))
-        parent = tracking.evaluation(self.checkpoint, self.params)
+        parent = tracking.pipeline(self.checkpoint.parent.parent, self.params)
         with tracking.track(cell, f"{task}/frozen-seed{seed}", self.params, parent) as tracked:
             tracked.log_result(result)
             tracked.log_table(cell / paths.CASES)
