@@ -345,9 +345,9 @@ def scale(
 @app.command("show")
 def show(model: Annotated[str, typer.Argument()] = DEFAULT_MODEL) -> None:
     """Look a model up in the registry: version, contract, lineage."""
-    from mg3d import tracking
+    from mg3d.registry.encoder import describe
 
-    print(json.dumps(tracking.describe(model), indent=2))
+    print(json.dumps(describe(model), indent=2))
 
 
 @app.command("embed")
@@ -358,13 +358,13 @@ def embed(
     params: ParamsFile = paths.PARAMS,
 ) -> None:
     """Embed every study of a DICOM folder with a registered encoder -> one Parquet file."""
-    from mg3d import tracking
     from mg3d.embed import embed as run
+    from mg3d.registry.encoder import load_registered
 
     tree = load_params(params)
     export = tree.sources.dicom_export or DicomExport()
     volumes = export.volumes.model_copy(update={"path": source})
-    ledger = run(volumes, out, tracking.load_registered(model), tree.convert_volumes)
+    ledger = run(volumes, out, load_registered(model), tree.convert_volumes)
     _print_summary(ledger.summary())
 
 

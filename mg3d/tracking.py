@@ -1,4 +1,4 @@
-"""The record: runs in MLflow, and the encoder's versions (`registry` has the others).
+"""The record: runs in MLflow. (`registry` has what became of them.)
 
 A run is created once, by the process that a person or a flow started; its id lies in the run's
 folder, so ranks, retries and resumes continue the same run. The store is a database from day one:
@@ -6,11 +6,9 @@ sqlite under ``runs/`` unless ``MLFLOW_TRACKING_URI`` names a server.
 """
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,21 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from mg3d import paths
 from mg3d.fingerprint import git_commit
 from mg3d.occupied import is_occupied, occupied
-from mg3d.params import Params, Register, save_params
-from mg3d.registered_encoder import RegisteredEncoder
+from mg3d.params import Params, save_params
 from mg3d.spool import Absent, Entry, Spool
 
 EXPERIMENT = "mg3d"
@@ -287,150 +281,6 @@ def _settle(store: MlflowClient, run_id: str) -> None:
     if "RUNNING" not in ends:
         worst = [end for end in ("FAILED", "KILLED", "FINISHED") if end in ends]
         store.set_terminated(run_id, worst[0] if worst else "KILLED")
-
-
-def register(run: Path, params: Register) -> str:
-    """Make a pre-training run's final encoder a version of a registered model; return its URI.
-
-    The version carries signature, contract, git commit and ``dvc.lock`` hash. The same checkpoint
-    is registered once; the alias moves to it either way. Raises ValueError if the run has no
-    checkpoint.
-    """
-    from mg3d.training.checkpoint import export_encoder, latest, load_encoder
-
-    checkpoint = latest(run / paths.CHECKPOINTS)
-    if checkpoint is None:
-        raise ValueError(f"no checkpoint under {run}: run `mg3d pretrain` to its end first")
-    store = client()
-    digest = sha256_or_absent(checkpoint / paths.WEIGHTS)
-    for known in versions(store, params.name):
-        if known.tags.get(CHECKPOINT_TAG) == digest:
-            store.set_registered_model_alias(params.name, params.alias, known.version)
-            return f"models:/{params.name}/{known.version}"
-
-    _, _, contract = load_encoder(checkpoint)
-    tags = {
-        CHECKPOINT_TAG: digest,
-        "contract": contract.digest(),
-        "git_commit": git_commit(),
-        "dvc_lock_sha256": sha256_or_absent(paths.DVC_LOCK),
-    }
-    shape = (-1, 1, *contract.shape_voxels)
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.float32), shape, "volume")]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
-    )
-    pretraining = attach(run).run_id
-    with mlflow.start_run(run_id=pretraining), tempfile.TemporaryDirectory() as folder:
-        exported = export_encoder(checkpoint, Path(folder) / "encoder")
-        logged = mlflow.pyfunc.log_model(
-            name="encoder",
-            python_model=str(Path(__file__).with_name("registered_encoder.py")),
-            artifacts={"encoder": str(exported)},
-            signature=signature,
-            input_example={"volume": np.zeros((1, *shape[1:]), np.float32)},
-            metadata=tags,
-            pip_requirements=[f"mg3d=={importlib.metadata.version('mg3d')}"],
-        )
-    try:
-        store.create_registered_model(params.name)
-    except MlflowException:  # it exists
-        store.get_registered_model(params.name)
-    version = store.create_model_version(
-        params.name, logged.model_uri, run_id=pretraining, tags=tags, model_id=logged.model_id
-    )
-    store.set_registered_model_alias(params.name, params.alias, version.version)
-    return f"models:/{params.name}/{version.version}"
-
-
-def load_registered(uri: str) -> RegisteredEncoder:
-    """The encoder behind ``models:/name@alias`` or ``models:/name/version``.
-
-    Raises ValueError, naming the remedy, if the registry has no such model.
-    """
-    find_version(client(), uri)
-    loaded: RegisteredEncoder = mlflow.pyfunc.load_model(uri).unwrap_python_model()
-    return loaded
-
-
-def describe(uri: str) -> dict[str, Any]:
-    """What the registry knows of a model version: source run, contract, commit, metrics."""
-    store = client()
-    version = find_version(store, uri)
-    run = store.get_run(version.run_id)
-    return {
-        "model": f"models:/{version.name}/{version.version}",
-        "aliases": list(version.aliases),
-        "run_id": version.run_id,
-        **version.tags,
-        "metrics": {key: round(value, 4) for key, value in sorted(run.data.metrics.items())},
-        "downstream": downstream_metrics(version.tags.get(CHECKPOINT_TAG, "")),
-    }
-
-
-def downstream_metrics(checkpoint_sha256: str) -> dict[str, dict[str, float]]:
-    """Test metrics of every cell that was evaluated from a checkpoint, by the cell's name.
-
-    Of a cell that was evaluated in several folders, the newest counts.
-    """
-    found = {}
-    for run in runs_of_checkpoint(client(), checkpoint_sha256):
-        of_test = {k: round(v, 4) for k, v in sorted(run.data.metrics.items()) if "/test/" in k}
-        if of_test:
-            found[str(run.info.run_name)] = of_test
-    return found
-
-
-def result_of(store: MlflowClient, run_id: str) -> dict[str, Any]:
-    """The downstream result that a run recorded. Raises ValueError if it recorded none."""
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            file = store.download_artifacts(run_id, paths.RESULT, folder)
-            result: dict[str, Any] = json.loads(Path(file).read_text())
-    except (MlflowException, OSError) as error:
-        raise ValueError(f"run {run_id} recorded no {paths.RESULT}: run `mg3d evaluate`") from error
-    return result
-
-
-def results_of_checkpoint(store: MlflowClient, checkpoint_sha256: str) -> list[dict[str, Any]]:
-    """The result of every cell that was evaluated from a checkpoint, the newest of each."""
-    found = {}
-    for run in runs_of_checkpoint(store, checkpoint_sha256):
-        if any("/test/" in key for key in run.data.metrics):
-            found[run.info.run_name] = result_of(store, run.info.run_id)
-    return list(found.values())
-
-
-def runs_of_checkpoint(store: MlflowClient, checkpoint_sha256: str) -> list[Any]:
-    """Runs that carry a checkpoint's hash as their tag, oldest first."""
-    experiment = store.get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None
-    tagged = f"tags.{CHECKPOINT_TAG} = '{checkpoint_sha256}'"
-    return list(store.search_runs([experiment.experiment_id], tagged, order_by=["start_time ASC"]))
-
-
-def find_version(store: MlflowClient, uri: str) -> Any:
-    """The version behind ``models:/name@alias`` or ``models:/name/version``.
-
-    Raises ValueError, naming the remedy, if the registry has no such model.
-    """
-    name, separator, alias = uri.removeprefix("models:/").partition("@")
-    try:
-        if separator:
-            return store.get_model_version_by_alias(name, alias)
-        name, _, version = name.partition("/")
-        return store.get_model_version(name, version)
-    except MlflowException as error:
-        known = ", ".join(model.name for model in store.search_registered_models()) or "none"
-        raise ValueError(
-            f"no registered model {uri}: the registry knows {known}; "
-            "run `make demo` or `mg3d register RUN`"
-        ) from error
-
-
-def versions(store: MlflowClient, name: str) -> list[Any]:
-    """All versions of a registered model; none if it does not exist."""
-    return list(store.search_model_versions(f"name='{name}'"))
 
 
 def dvc_hashes(under: Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 from mlflow import MlflowClient
 
 from mg3d import paths, tracking
+from mg3d.registry import lookup
 
 TABLES = {paths.STUDIES: ("studies", "study_id"), paths.CASES: ("cases", "case_id")}
 _TAGS = ("git_commit", "dvc_lock_sha256", "contract", tracking.CHECKPOINT_TAG)
@@ -25,12 +26,12 @@ def of_model(uri: str) -> dict[str, Any]:
     Raises ValueError if the registry has no such model.
     """
     store = tracking.client()
-    version = tracking.find_version(store, uri)
+    version = lookup.find_version(store, uri)
     digest = version.tags.get(tracking.CHECKPOINT_TAG, "")
     runs = [store.get_run(version.run_id)]
     runs += [
         run
-        for run in tracking.runs_of_checkpoint(store, digest)
+        for run in lookup.runs_of_checkpoint(store, digest)
         if run.info.run_id != version.run_id and _table(store, run, paths.STUDIES)
     ]
     return {
@@ -129,5 +130,5 @@ def _all_versions(store: MlflowClient) -> list[Any]:
     return [
         version
         for model in store.search_registered_models()
-        for version in tracking.versions(store, model.name)
+        for version in lookup.versions(store, model.name)
     ]

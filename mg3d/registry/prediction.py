@@ -10,6 +10,7 @@ from mg3d import tracking
 from mg3d.data.ct.refused import Refused
 from mg3d.inference.study import read_places, read_studies
 from mg3d.inference.writing import write_answer
+from mg3d.registry import lookup
 
 
 def predict(
@@ -20,7 +21,7 @@ def predict(
     Raises ValueError, with the typed reason, if the study is refused; if the model's files are of
     another contract than the registry says; if the model needs what was not given.
     """
-    version = tracking.find_version(tracking.client(), uri)
+    version = lookup.find_version(tracking.client(), uri)
     resolved = f"models:/{version.name}/{version.version}"
     model: Any = mlflow.pyfunc.load_model(resolved).unwrap_python_model()
     if not hasattr(model, "model"):

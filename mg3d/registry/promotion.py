@@ -21,7 +21,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mg3d import paths, tracking
 from mg3d.finetuning.fitted import read_fitted
 from mg3d.fingerprint import file_sha256
-from mg3d.registry import gate
+from mg3d.registry import gate, lookup
 from mg3d.registry.registration import CHAMPION, TOWERS
 from mg3d.training.checkpoint import contract_of
 
@@ -37,7 +37,7 @@ def promote(name: str, version: str) -> str:
     first.
     """
     store = tracking.client()
-    found = tracking.find_version(store, f"models:/{name}/{version}")
+    found = lookup.find_version(store, f"models:/{name}/{version}")
     champion = champion_of(store, name)
     if champion == version:
         return f"{name} version {version} is the champion already"
@@ -75,8 +75,8 @@ def evidence(store: MlflowClient, version: Any) -> list[dict[str, Any]]:
     For both towers count the cells that asked both: retrieval, and prompts.
     """
     if "task" in version.tags:
-        return [tracking.result_of(store, version.run_id)]
-    found = tracking.results_of_checkpoint(store, version.tags[tracking.CHECKPOINT_TAG])
+        return [lookup.result_of(store, version.run_id)]
+    found = lookup.results_of_checkpoint(store, version.tags[tracking.CHECKPOINT_TAG])
     if version.name == TOWERS:
         both = ("zero_shot", "prompt_tuned")
         return [r for r in found if r["kind"] == "retrieval" or r["mode"] in both]

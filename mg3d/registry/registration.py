@@ -25,7 +25,9 @@ from mg3d.fingerprint import file_sha256
 from mg3d.inference.dual import write_dual_encoder
 from mg3d.inference.model import write_task_model
 from mg3d.params import Params
+from mg3d.registry import lookup
 from mg3d.registry.card import card
+from mg3d.registry.encoder import register as register_encoder
 from mg3d.score import results
 from mg3d.training.checkpoint import latest
 
@@ -75,7 +77,7 @@ def register(run: Path, params: Params) -> list[str]:
             uris.append(_register_task(checkpoint, cell, result, min_lung_mm, cell == own))
     if params.objective.itc_weight:
         uris.append(_register_towers(run, checkpoint, params.convert_volumes.min_lung_mm))
-    encoder = tracking.register(run, params.register_)
+    encoder = register_encoder(run, params.register_)
     _describe_encoder(encoder, params.convert_volumes.min_lung_mm)
     return [*uris, encoder]
 
@@ -164,7 +166,7 @@ def _register_towers(run: Path, checkpoint: Path, min_lung_mm: float | None) -> 
 def _describe_encoder(uri: str, min_lung_mm: float | None) -> None:
     """Give the encoder's version its licence and card."""
     store = tracking.client()
-    version = tracking.find_version(store, uri)
+    version = lookup.find_version(store, uri)
     if version.description:
         return
     tags = {**version.tags, "licence": OF_WEIGHTS}
@@ -177,7 +179,7 @@ def _describe_encoder(uri: str, min_lung_mm: float | None) -> None:
 def _log(model: _Model, folder: Path, identity: tuple[str, ...], is_candidate: bool) -> str:
     """The version with these hashes: found, or made from ``folder``."""
     store = tracking.client()
-    for known in tracking.versions(store, model.name):
+    for known in lookup.versions(store, model.name):
         if all(known.tags.get(tag) == model.tags[tag] for tag in identity):
             version = known.version
             break

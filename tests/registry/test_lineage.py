@@ -2,8 +2,7 @@
 
 import pytest
 
-from mg3d import tracking
-from mg3d.registry import lineage
+from mg3d.registry import encoder, lineage
 from mg3d.registry.registration import register
 
 from .conftest import World
@@ -32,4 +31,4 @@ def test_a_model_leads_to_its_studies_and_a_patient_to_the_models(world: World) 
     assert not [uri for uri in only_tested["models"] if "encoder" in uri]
     with pytest.raises(ValueError, match="no run recorded patient-0"):
         lineage.of_patient("patient-0")
-    assert tracking.describe("models:/mg3d-encoder@candidate")["downstream"]
+    assert encoder.describe("models:/mg3d-encoder@candidate")["downstream"]

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from mg3d import tracking
+from mg3d.registry import lookup
 from mg3d.registry.promotion import LOCK, champion_of, move_champion, promote
 from mg3d.registry.registration import register
 
@@ -19,7 +20,7 @@ def version_of(world: World, seed: int, **result: Any) -> str:
     """The version that a cell of this seed becomes."""
     world.evaluate("stoic2021", seed, **result)
     register(world.run, world.params)
-    found = [v for v in tracking.versions(tracking.client(), NAME) if v.tags["seed"] == str(seed)]
+    found = [v for v in lookup.versions(tracking.client(), NAME) if v.tags["seed"] == str(seed)]
     return str(found[0].version)
 
 

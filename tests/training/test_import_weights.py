@@ -158,9 +158,10 @@ def test_a_folder_with_other_weights_is_not_overwritten(params: Params, tmp_path
 def test_what_is_imported_is_evaluated_and_registered_like_any_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mg3d import cli, tracking
+    from mg3d import cli
     from mg3d.finetuning.encoders import starting_encoder
     from mg3d.params import Finetune
+    from mg3d.registry import encoder
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -172,10 +173,10 @@ def test_what_is_imported_is_evaluated_and_registered_like_any_checkpoint(
     assert (params.model.vision.name, params.model.vision.embed_dim) == ("unet3d", WIDTH)
     checkpoint = latest(out / paths.CHECKPOINTS)
     assert checkpoint is not None
-    encoder, _, provenance = starting_encoder(checkpoint, Finetune())
+    of_checkpoint, _, provenance = starting_encoder(checkpoint, Finetune())
     assert provenance["encoder_coverage"]["percent"] == 100.0
-    uri = tracking.register(out, params.register_)
+    uri = encoder.register(out, params.register_)
     volume = torch.rand(1, 1, *params.contract.shape_voxels)
     with torch.no_grad():
-        expected = encoder.features(volume).numpy()
-    assert tracking.load_registered(uri).embed(volume.numpy()) == pytest.approx(expected, abs=1e-5)
+        expected = of_checkpoint.features(volume).numpy()
+    assert encoder.load_registered(uri).embed(volume.numpy()) == pytest.approx(expected, abs=1e-5)
