@@ -40,6 +40,7 @@ MIN_CHARACTERS = 6  # shorter ones are found by accident in binary files
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{16,}(?:\r?\n[A-Za-z0-9+/_-]+)*")
 _STREAM = re.compile(rb"\x1f\x8b\x08|\x78[\x01\x5e\x9c\xda]|BZh[1-9]1AY&SY|\xfd7zXZ\x00")
 _NAMES = {"PatientName", "ReferringPhysicianName", "OperatorsName"}
+_WORDS = {"Person"}  # parts of names that are also words of any software; the whole name counts
 _DATES = {"PatientBirthDate"}
 _IDS = {
     *("PatientID", "AccessionNumber", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"),
@@ -145,7 +146,7 @@ def _spellings(name: str) -> list[str]:
     """A person's name as a header, a table and a sentence write it, and its longer parts."""
     parts = [part for part in re.split(r"[\^=, ]+", name) if part]
     whole = [joint.join(order) for order in (parts, parts[::-1]) for joint in ("^", ", ", " ")]
-    return [*parts, *(whole if len(parts) > 1 else [])]
+    return [*(set(parts) - _WORDS), *(whole if len(parts) > 1 else [])]
 
 
 def _encodings(value: str) -> set[bytes]:
@@ -157,12 +158,17 @@ def _encodings(value: str) -> set[bytes]:
 
 
 def _is_whole(content: bytes, start: int, needle: bytes) -> bool:
-    """Digits within a longer number, a fraction or a digest are none of ours."""
-    if not needle.isdigit():
+    """Digits within a longer number, a fraction or a digest are none of ours.
+
+    Voxels of 16 bits are digits of UTF-16 at 48 to 57 HU, and then seldom just as many.
+    """
+    if not needle.replace(b"\0", b"").isdigit():
         return True
+    step = 2 if b"\0" in needle else 1
     end = start + len(needle)
-    around = content[max(0, start - 1) : start] + content[end : end + 1]
-    return not re.search(rb"[0-9a-f]", around) and content[max(0, start - 1) : start] != b"."
+    before = content[max(0, start - step) : start].strip(b"\0")
+    after = content[end : end + step].strip(b"\0")
+    return not re.search(rb"[0-9a-f]", before + after) and before != b"."
 
 
 def _views(

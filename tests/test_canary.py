@@ -151,6 +151,11 @@ def test_digits_within_a_number_or_a_digest_are_no_find(tmp_path: Path) -> None:
     assert canary.search([tmp_path], {"19450312": "PatientBirthDate"}) == []
     (tmp_path / "file").write_text(text + ' "19450312"')
     assert canary.search([tmp_path], {"19450312": "PatientBirthDate"})
+    for order in ("utf-16-le", "utf-16-be"):  # as voxels of 16 bits may look
+        (tmp_path / "file").write_bytes("!119450312053!".encode(order))
+        assert canary.search([tmp_path], {"19450312": "PatientBirthDate"}) == []
+        (tmp_path / "file").write_bytes("!19450312!".encode(order))
+        assert canary.search([tmp_path], {"19450312": "PatientBirthDate"})
 
 
 @pytest.fixture(scope="module")
