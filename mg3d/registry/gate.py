@@ -7,6 +7,8 @@ much.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mg3d.params import Cell
+
 Result = Mapping[str, Any]
 SAME = ("task", "version", "test_sha256")  # of two results that may be compared
 
@@ -73,7 +75,7 @@ def beats_nulls_somewhere(results: Sequence[Result]) -> list[str]:
 def wins_more(results: Sequence[Result], champions: Sequence[Result]) -> list[str]:
     """For a model that serves several tasks: objections unless it is better on more than worse.
 
-    Compared are cells of the same task, mode and seed on the same test split.
+    Compared are cells of the same task, mode, seed and fold on the same test split.
     """
     of_champion = {_cell(result): result for result in champions}
     better = worse = 0
@@ -93,4 +95,4 @@ def wins_more(results: Sequence[Result], champions: Sequence[Result]) -> list[st
 
 
 def _cell(result: Result) -> str:
-    return f"{result['task']}/{result['mode']}-seed{result['seed']}"
+    return str(Cell(*(result[key] for key in Cell._fields)))

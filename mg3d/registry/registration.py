@@ -113,6 +113,7 @@ def _register_task(
             "task": task.name,
             "mode": result["mode"],
             "seed": str(result["seed"]),
+            **({} if result["fold"] is None else {"fold": str(result["fold"])}),
             tracking.CHECKPOINT_TAG: result["checkpoint_sha256"],
             "fitted_sha256": fitted,
             "weights_sha256": file_sha256(folder / paths.WEIGHTS),

@@ -107,7 +107,7 @@ class World:
             "null": {"prevalence": 0.5, "random_encoder": 0.6},
         }  # fmt: skip
         result = {
-            "task": task, "version": "1", "mode": "frozen", "seed": seed,
+            "task": task, "version": "1", "mode": "frozen", "seed": seed, "fold": None,
             "kind": "segmentation" if task == "covid19_20" else "classification",
             "headline": headline, "test_sha256": "a" * 64, "git_commit": "c" * 40,
             "checkpoint_sha256": file_sha256(self.checkpoint / paths.WEIGHTS),

@@ -7,7 +7,7 @@ from mg3d.registry import gate
 
 def result(value: float | None = 0.8, low: float = 0.7, **changes: object) -> dict:
     return {
-        "task": "t", "version": "1", "mode": "frozen", "seed": 0, "test_sha256": "a",
+        "task": "t", "version": "1", "mode": "frozen", "seed": 0, "fold": None, "test_sha256": "a",
         "headline": {
             "name": "auroc", "value": value, "interval": [low, 0.9], "null": {"prevalence": 0.5},
         },
@@ -51,6 +51,8 @@ def test_a_model_for_several_tasks_wins_more_than_it_loses() -> None:
     first, *lines = gate.wins_more(theirs, mine)
     assert first == "better than the champion on 1 tasks and worse on 2"
     assert len(lines) == 2
+    folds = [result(0.6, fold=0), result(0.9, fold=1)]  # each is better than the same fold before
+    assert gate.wins_more(folds, [result(0.5, fold=0), result(0.8, fold=1)]) == []
     assert gate.beats_nulls_somewhere(mine) == []
     assert gate.beats_nulls_somewhere([]) != []
     assert len(gate.beats_nulls_somewhere([result(low=0.4), result(low=0.3)])) == 2
