@@ -407,7 +407,7 @@ def score(run: Annotated[Path, typer.Argument(help="A run's folder, or one cell'
 @app.command("table")
 def table(run: Annotated[Path, typer.Argument(help="A pre-training run's folder.")]) -> None:
     """Results of all downstream tasks of a run: Markdown here; results.md, .csv and .html there."""
-    from mg3d.table import CSV, MARKDOWN, PAGE
+    from mg3d.table import CSV, MARKDOWN, PAGE, values
     from mg3d.table import table as render
 
     print(render(run))
@@ -417,6 +417,7 @@ def table(run: Annotated[Path, typer.Argument(help="A pre-training run's folder.
         pipeline = tracking.attach(run / paths.PIPELINE)
         for name in (MARKDOWN, CSV, PAGE):
             pipeline.log_file(run / name)
+        pipeline.on_metrics(0, values(run))
 
 
 def _print_summary(summary: dict[str, object]) -> None:

@@ -113,6 +113,19 @@ def table(run: Path) -> str:
     return text
 
 
+def values(run: Path) -> dict[str, float]:
+    """The table's values, as it was last written: ``acdc/finetune/dice``; without those of null.
+
+    A cross-validation's mode is ``finetune-crossed``.
+    """
+    found = {}
+    for row in csv.DictReader((run / CSV).read_text().splitlines()):
+        if row["value"]:
+            mode = row["mode"] + ("-crossed" if row["folds"] else "")
+            found[f"{row['task']}/{mode}/{row['metric']}"] = float(row["value"])
+    return found
+
+
 def rows(run: Path) -> list[Row]:
     """One per task and mode, by name, ``scratch`` first; a cross-validation has a row of its own.
 

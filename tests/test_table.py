@@ -15,7 +15,7 @@ from mg3d.downstream import DOWNSTREAM
 from mg3d.finetuning.task import score as score_task
 from mg3d.params import Stoic2021
 from mg3d.score import score
-from mg3d.table import rows, table
+from mg3d.table import rows, table, values
 
 COVID = np.array([0, 1] * 12)
 BASE = Stoic2021(num_bootstrap=400)
@@ -149,6 +149,8 @@ def test_markdown_csv_and_a_page_that_needs_no_network(run: Path) -> None:
     assert first["difference"] == ""
     assert float(second["value"]) == rows(run)[1].estimate.value
     assert "prevalence=0.5" in second["nulls"]
+    assert list(values(run)) == ["stoic2021/scratch/severe_auroc", "stoic2021/frozen/severe_auroc"]
+    assert values(run)["stoic2021/frozen/severe_auroc"] == float(second["value"])
     page = (run / "results.html").read_text()
     links = re.findall(r"(?:src|href)=\"([^\"]{0,22})", page)
     assert links
@@ -170,6 +172,7 @@ def test_one_cell_is_as_recorded_and_null_is_not_zero(tmp_path: Path) -> None:
     result["metrics"]["severe_auroc"] = {"value": None, "interval": None, "reason": "one class"}
     (folder / "result.json").write_text(json.dumps(result))
     assert table(tmp_path).splitlines()[2].split("|")[5].strip() == "null"
+    assert values(tmp_path) == {}
     (line,) = csv.DictReader((tmp_path / "results.csv").read_text().splitlines())
     assert (line["value"], line["reason"]) == ("", "one class")
 
@@ -232,6 +235,7 @@ def test_folds_that_test_other_patients_are_pooled_into_one_row(tmp_path: Path) 
     assert frozen.nulls["prevalence"] == 0.5
     assert alone.against_scratch is None
     assert table(tmp_path).splitlines()[-1].split("|")[-2].strip() == "3"
+    assert "stoic2021/frozen-crossed/severe_auroc" in values(tmp_path)
     assert "stoic2021/frozen-seed0-fold2" in (tmp_path / "results.html").read_text()
 
 
