@@ -146,7 +146,8 @@ def _spellings(name: str) -> list[str]:
     """A person's name as a header, a table and a sentence write it, and its longer parts."""
     parts = [part for part in re.split(r"[\^=, ]+", name) if part]
     whole = [joint.join(order) for order in (parts, parts[::-1]) for joint in ("^", ", ", " ")]
-    return [*(set(parts) - _WORDS), *(whole if len(parts) > 1 else [])]
+    alone = [part for part in parts if part not in _WORDS]
+    return [*alone, *(whole if len(parts) > 1 else [])]
 
 
 def _encodings(value: str) -> set[bytes]:
